@@ -1,0 +1,42 @@
+"""The drafter seam. Owns the interface and what a drafter may know; knows nothing of any drafter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from moespec.config import TreeConfig
+from moespec.types import DraftTree
+
+
+@dataclass(frozen=True)
+class DraftContext:
+    """What a proposal starts from: all committed token ids (the last one is the root) and the tree asked for."""
+
+    token_ids: list[int]
+    tree: TreeConfig
+
+
+class Drafter(Protocol):
+    """Proposes trees and is told what became of them.
+
+    `tap_layers`: decoder layers whose entering residual it wants as features; empty for none. The rows it observes are
+    committed positions in order, none left out.
+    """
+
+    name: str
+    tap_layers: tuple[int, ...]
+
+    def propose(self, context: DraftContext) -> DraftTree:
+        """A tree below the root with at most `context.tree.total_tokens` rows."""
+        ...
+
+    def observe(self, features_NF: Tensor | None) -> None:
+        """N more committed positions and the target's features there, [N, num_taps * D] (None without taps)."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on; the next observed row is position `length`."""
+        ...

@@ -1,0 +1,94 @@
+"""The key-value cache of one conversation: write tree rows behind the prefix, keep the accepted path.
+
+Owns preallocated storage per layer that grows by doubling. Knows nothing of trees beyond row numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moespec.hf import Cache, CacheLayerMixin
+
+INITIAL_CAPACITY = 512  # positions; a short chat never grows
+
+
+class TreeCacheLayer(CacheLayerMixin):
+    """One attention layer's keys and values [1, heads, capacity, head_dim]; the first `length` positions count."""
+
+    is_sliding = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys = _empty_like(key_states, INITIAL_CAPACITY)
+        self.values = _empty_like(value_states, INITIAL_CAPACITY)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        """Append the new rows; returns views of all positions, the new ones included."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, end = self.length, self.length + key_states.shape[-2]
+        if end > self.keys.shape[-2]:
+            self.keys, self.values = _grown(self.keys, start, end), _grown(self.values, start, end)
+        self.keys[:, :, start:end] = key_states
+        self.values[:, :, start:end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + int(query_length), 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        """The name of `get_max_length` before transformers 5.20."""
+        return -1
+
+
+class TreeCache(Cache):
+    """The cache that the engine hands to the model."""
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__(layers=[TreeCacheLayer() for _ in range(num_layers)])
+
+    @property
+    def length(self) -> int:
+        return self.layers[0].length
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on."""
+        assert length <= self.length
+        for layer in self.layers:
+            layer.length = length
+
+    def keep_path(self, prefix_length: int, path: list[int]) -> None:
+        """Of the tree rows written at `prefix_length`, keep those of `path` (increasing row numbers), in its order.
+
+        Keys need no new rotation: a row's position was prefix + depth, and the path has one row per depth.
+        """
+        length = prefix_length + len(path)
+        if path != list(range(len(path))):
+            rows = torch.tensor(path, device=self.layers[0].keys.device) + prefix_length
+            for layer in self.layers:
+                layer.keys[:, :, prefix_length:length] = layer.keys.index_select(2, rows)
+                layer.values[:, :, prefix_length:length] = layer.values.index_select(2, rows)
+        self.truncate(length)
+
+
+def _empty_like(states: Tensor, capacity: int) -> Tensor:
+    batch, heads, _, head_dim = states.shape
+    return states.new_empty(batch, heads, capacity, head_dim)
+
+
+def _grown(stored: Tensor, length: int, needed: int) -> Tensor:
+    grown = _empty_like(stored, max(2 * stored.shape[-2], needed))
+    grown[:, :, :length] = stored[:, :, :length]
+    return grown

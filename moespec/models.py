@@ -1,0 +1,208 @@
+"""The target: load a transformers MoE, find its MoE layers by structure, and run it with our routing inside a step.
+
+Owns the seams to transformers (router hooks, the experts function, feature taps) and their removal. Outside a step all
+of them are inert. Knows nothing of budgets, drafters or trees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moespec.experts import ExpertsFunction, choose_backend, unsupported_reason
+from moespec.hf import ALL_EXPERTS_FUNCTIONS, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from moespec.integrity import verify_manifest
+from moespec.routing import RouterFamily, identify_family
+from moespec.types import ExpertPlan
+
+EMBEDDED_TARGET = Path(__file__).resolve().parent.parent / "assets" / "model"
+EMBEDDED_DRAFTER = EMBEDDED_TARGET.parent / "drafter"
+
+_engine_numbers = itertools.count()
+
+# Called per MoE layer inside a step with the layer's number and its router's output.
+RouteFunction = Callable[[int, tuple[Tensor, Tensor, Tensor]], ExpertPlan]
+
+
+@dataclass(frozen=True)
+class MoeLayer:
+    """One routed layer: `layer` is its number among the decoder layers."""
+
+    layer: int
+    router: nn.Module
+    experts: nn.Module
+    family: RouterFamily
+
+
+def load_model(path: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto") -> tuple[Any, Any]:
+    """(model, tokenizer) of a local directory or a hub id. ValueError in one sentence for what cannot be loaded.
+
+    device "auto" is CUDA where there is one; dtype "auto" is fp32 on the CPU and the checkpoint's own elsewhere.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
+    elif isinstance(dtype, str):
+        names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if dtype not in names:
+            raise ValueError(f"dtype={dtype!r} is not one of auto, {', '.join(names)}.")
+        dtype = names[dtype]
+    folder = Path(path)
+    if folder.is_dir():
+        verify_manifest(folder)
+    elif folder.is_absolute() or str(path).count("/") != 1:
+        raise ValueError(f"{path} is neither a directory nor a hub id of the form owner/name.")
+    try:
+        AutoConfig.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        return model.to(device).eval(), tokenizer
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"{path} could not be loaded: {first_line}") from error
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder's layers, found by their number. ValueError if there is no such list."""
+    num_layers = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            return module
+    raise ValueError(f"{type(model).__name__} has no list of {num_layers} decoder layers.")
+
+
+def find_moe_layers(model: nn.Module) -> list[MoeLayer]:
+    """The routed layers of a model. ValueError says which model cannot be budgeted and why."""
+    name = f"{type(model).__name__}"
+    config = model.config.get_text_config()
+    layer_types = set(getattr(config, "layer_types", None) or [])
+    if getattr(config, "sliding_window", None) or layer_types - {"full_attention"}:
+        raise ValueError(f"{name} is not supported: it has layers other than full attention, which a draft tree needs.")
+    found = []
+    families: dict[type, RouterFamily | str] = {}
+    for number, layer in enumerate(decoder_layers(model)):
+        for parent in layer.modules():
+            experts = next((c for c in parent.children() if hasattr(c, "gate_up_proj") and hasattr(c, "num_experts")), None)
+            if experts is None:
+                continue
+            router = _router_of(parent, experts)
+            if router is None:
+                raise ValueError(f"{name} is not supported: no router stands beside its experts in layer {number}.")
+            reason = unsupported_reason(experts)
+            if type(router) not in families:
+                families[type(router)] = identify_family(router, config.hidden_size)
+            family = families[type(router)]
+            if reason or isinstance(family, str):
+                raise ValueError(f"{name} is not supported: {reason or family}.")
+            found.append(MoeLayer(number, router, experts, family))
+    if not found:
+        raise ValueError(f"{name} is not a Mixture-of-Experts model that routes through transformers' experts registry.")
+    return found
+
+
+def _router_of(parent: nn.Module, experts: nn.Module) -> nn.Module | None:
+    for child in parent.children():
+        weight = getattr(child, "weight", None)
+        if child is not experts and isinstance(weight, Tensor) and weight.shape[0] == experts.num_experts:
+            return child
+    return None
+
+
+class Target:
+    """A transformers MoE with our seams attached. Use `stepping` around a forward to route it; `close` to let go."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any = None, tap_layers: tuple[int, ...] = ()) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.moe_layers = find_moe_layers(model)
+        self.layers = decoder_layers(model)
+        first = self.moe_layers[0]
+        self.num_experts: int = first.experts.num_experts
+        self.device = next(model.parameters()).device
+        self.dtype = next(model.parameters()).dtype
+        config = model.config.get_text_config()
+        self.vocab_size: int = config.vocab_size
+        self.hidden_size: int = config.hidden_size
+        self.max_context: int = config.max_position_embeddings
+        self.top_k = self._probe_top_k(first.router)
+        self.backend, self._experts_function, self.backend_reason = choose_backend(self.device)
+        self._route: RouteFunction | None = None
+        self._features: dict[int, Tensor] = {}
+        self._handles = [
+            moe.router.register_forward_hook(self._router_hook(number)) for number, moe in enumerate(self.moe_layers)
+        ]
+        self._tap_handles: list[Any] = []
+        self.tap(tap_layers)
+        self._key = f"moespec-{next(_engine_numbers)}"
+        ALL_EXPERTS_FUNCTIONS[self._key] = self._experts_function
+        self._configs = list({id(moe.experts.config): moe.experts.config for moe in self.moe_layers}.values())
+
+    def _probe_top_k(self, router: nn.Module) -> int:
+        with torch.inference_mode():
+            row = torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)
+            return router(row)[2].shape[-1]
+
+    def tap(self, layers: tuple[int, ...]) -> None:
+        """Record the residual entering these decoder layers during steps (EAGLE-3 features)."""
+        for handle in self._tap_handles:
+            handle.remove()
+        self._tap_handles = [
+            self.layers[number].register_forward_pre_hook(self._tap_hook(number), with_kwargs=True) for number in layers
+        ]
+        self._tap_layers = layers
+
+    @property
+    def bytes_per_expert(self) -> int:
+        experts = self.moe_layers[0].experts
+        tensors = (experts.gate_up_proj, experts.down_proj)
+        return sum(tensor[0].numel() * tensor.element_size() for tensor in tensors)
+
+    @contextlib.contextmanager
+    def stepping(self, route: RouteFunction) -> Iterator[None]:
+        """Inside: `route` decides every MoE layer's experts, and our experts function runs them."""
+        previous = [config._experts_implementation for config in self._configs]
+        self._route = route
+        for config in self._configs:
+            config._experts_implementation_internal = self._key
+        try:
+            yield
+        finally:
+            self._route = None
+            for config, implementation in zip(self._configs, previous, strict=True):
+                config._experts_implementation_internal = implementation
+
+    def features(self) -> Tensor:
+        """[T, num_taps * D]: the tapped residuals of the last forward inside a step."""
+        return torch.cat([self._features[number][0] for number in self._tap_layers], dim=-1)
+
+    def close(self) -> None:
+        """Remove every hook and the experts function; the model is as it was."""
+        for handle in (*self._handles, *self._tap_handles):
+            handle.remove()
+        self._handles, self._tap_handles = [], []
+        if self._key in ALL_EXPERTS_FUNCTIONS:
+            del ALL_EXPERTS_FUNCTIONS[self._key]
+
+    def _router_hook(self, number: int) -> Callable:
+        def hook(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor, Tensor]) -> tuple | None:
+            if self._route is None:
+                return None
+            plan = self._route(number, output)
+            return output[0], plan.weights_TK, plan.ids_TK
+
+        return hook
+
+    def _tap_hook(self, number: int) -> Callable:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            if self._route is not None:
+                self._features[number] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+

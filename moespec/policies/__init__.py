@@ -1,0 +1,1 @@
+"""Expert policies: the interface, and the rivals of MoE-Spec behind it."""

@@ -1,0 +1,58 @@
+"""Each row's own token: the argmax, or at a temperature a draw from the processed distribution.
+
+Owns the processors (as transformers': temperature, top-k, top-p) and the noise, which is keyed by (seed, position), so
+that a seed gives the same text whatever the tree, the batch or the neighbours. Knows nothing of trees.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moespec.config import GenerationConfig
+
+_MASK_64 = 2**64 - 1
+
+
+def process_logits(logits_TV: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """fp32 logits [T, V] after temperature, top-k and top-p; excluded tokens are -inf. Ties as in transformers."""
+    logits_TV = logits_TV.float() / temperature
+    if 0 < top_k < logits_TV.shape[-1]:
+        kth_T1 = logits_TV.topk(top_k, dim=-1).values[:, -1:]
+        logits_TV = logits_TV.masked_fill(logits_TV < kth_T1, -torch.inf)
+    if top_p < 1:
+        ascending_TV, order_TV = logits_TV.sort(dim=-1)
+        tail_TV = ascending_TV.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        tail_TV[:, -1] = False  # the best token always stays
+        logits_TV = logits_TV.masked_fill(tail_TV.scatter(1, order_TV, tail_TV), -torch.inf)
+    return logits_TV
+
+
+def position_noise(seed: int, position: int, vocab_size: int, device: torch.device) -> Tensor:
+    """Exp(1) noise fp32 [V] for the token at an absolute position: the same for every row that competes for it."""
+    generator = torch.Generator(device)
+    generator.manual_seed(_mix(seed, position) >> 32)  # the CPU generator takes 32 bits of its seed
+    return torch.empty(vocab_size, device=device).exponential_(generator=generator)
+
+
+def choose_tokens(logits_TV: Tensor, depths_T: Tensor, position: int, generation: GenerationConfig) -> Tensor:
+    """int64 [T]: the target's token after each row; `position` is where the root's successor goes.
+
+    argmax(p / noise) with Exp(1) noise is a draw from p without a host copy. Rows of one depth share their noise: only
+    one of them can lie on the path that is taken, so the emitted tokens are independent draws.
+    """
+    if generation.temperature == 0:
+        return logits_TV.argmax(dim=-1)
+    scores_TV = process_logits(logits_TV, generation.temperature, generation.top_k, generation.top_p)
+    seed, (_, vocab_size), device = generation.seed, logits_TV.shape, logits_TV.device
+    num_depths = int(depths_T.max()) + 1
+    noise_NV = torch.stack([position_noise(seed, position + d, vocab_size, device) for d in range(num_depths)])
+    return (scores_TV - noise_NV.log()[depths_T]).argmax(dim=-1)
+
+
+def _mix(seed: int, position: int) -> int:
+    """splitmix64 of the pair: neighbouring seeds and positions give unrelated noise."""
+    value = (seed * 0x9E3779B97F4A7C15 + position * 0xD1B54A32D192ED03 + 0x8CB92BA72F3D8DD7) & _MASK_64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK_64
+    return value ^ (value >> 31)

@@ -1,0 +1,65 @@
+"""Token ids to text, piece by piece: joined pieces equal the final text, whatever a token boundary splits.
+
+Owns the held-back bytes of a split UTF-8 character and of a possible stop string. Knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+REPLACEMENT = "\ufffd"  # what a decoder shows for the start of a character whose other bytes are still to come
+CONTEXT_TOKENS = 8  # decoded again with each piece: some tokenizers write a token by what stands before it
+
+
+class TextStream:
+    """Feed token ids one at a time with `push`; `finish` gives what was held back. `stopped` once a stop string came."""
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._ids: list[int] = []
+        self._decoded = 0  # ids whose text is in `_text` or was emitted
+        self._held = ""  # decoded, not emitted: may be the beginning of a stop string
+        self.stopped = False
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain after this token; empty while something is held back."""
+        self._ids.append(token_id)
+        if self._tokenizer is None or self.stopped:
+            return ""
+        piece = self._new_text()
+        if piece.endswith(REPLACEMENT):
+            return ""  # a split character: wait for its other bytes
+        self._decoded = len(self._ids)
+        return self._release(piece)
+
+    def finish(self) -> str:
+        """Everything still held back, except from a stop string on."""
+        if self._tokenizer is None or self.stopped:
+            return ""
+        piece = self._new_text()
+        self._decoded = len(self._ids)
+        return self._release(piece, final=True)
+
+    def _new_text(self) -> str:
+        start = max(0, self._decoded - CONTEXT_TOKENS)
+        before = self._decode(self._ids[start : self._decoded])
+        return self._decode(self._ids[start:])[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _release(self, piece: str, final: bool = False) -> str:
+        text = self._held + piece
+        found = [position for position in (text.find(stop) for stop in self._stop) if position >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        keep = 0 if final else max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest proper beginning of `stop` that `text` ends with."""
+    return next((size for size in range(len(stop) - 1, 0, -1) if text.endswith(stop[:size])), 0)

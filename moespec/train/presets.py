@@ -1,0 +1,21 @@
+"""The embedded models' shapes. Owns the numbers alone; knows nothing of training.
+
+64 experts with top-8 is OLMoE's ratio, so that budgets of 8, 12, 16, 24, 32 and 48 all mean something.
+`norm_topk_prob` keeps the scale of a layer's output when experts are dropped.
+"""
+
+TARGET_CONFIG: dict = {
+    "vocab_size": 6144,
+    "hidden_size": 256,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 64,
+    "norm_topk_prob": True,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 4096,
+    "router_aux_loss_coef": 0.001,
+}
