@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from moespec.experts import ExpertsFunction, choose_backend, unsupported_reason
-from moespec.hf import ALL_EXPERTS_FUNCTIONS, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from moespec.hf import ALL_EXPERTS_FUNCTIONS, AutoConfig, AutoModelForCausalLM, AutoTokenizer, Cache, PreTrainedModel
 from moespec.integrity import verify_manifest
 from moespec.routing import RouterFamily, identify_family
 from moespec.types import ExpertPlan
@@ -178,8 +178,24 @@ class Target:
             for config, implementation in zip(self._configs, previous, strict=True):
                 config._experts_implementation_internal = implementation
 
-    def features(self) -> Tensor:
-        """[T, num_taps * D]: the tapped residuals of the last forward inside a step."""
+    def forward(
+        self, token_ids_T: Tensor, positions_T: Tensor, mask: Tensor | None, cache: Cache, keep: int
+    ) -> Tensor:
+        """Logits [keep, V] of the last `keep` rows; call inside `stepping`. `mask` is additive [1, 1, T, S]; None: causal."""
+        output = self.model(
+            input_ids=token_ids_T[None],
+            attention_mask=mask,
+            position_ids=positions_T[None],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        return output.logits[0]
+
+    def features(self) -> Tensor | None:
+        """[T, num_taps * D]: the tapped residuals of the last forward inside a step; None without taps."""
+        if not self._tap_layers:
+            return None
         return torch.cat([self._features[number][0] for number in self._tap_layers], dim=-1)
 
     def close(self) -> None:

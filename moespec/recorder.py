@@ -43,12 +43,14 @@ class RoutingCounts:
     ids_LTK: Tensor
     weights_LTK: Tensor
     missing_LT: Tensor  # natural (row, expert) pairs that were not run
+    mass_kept_L: Tensor  # share of the score on the shortlist; 1 without a budget
     natural_weight_kept_L: Tensor
     changed: bool  # some row's routing differs from the natural one
 
-    @property
-    def mass_kept_L(self) -> Tensor:
-        return (self.score_LE * self.kept_LE).sum(dim=1) / self.score_LE.sum(dim=1)
+    def num_experts_by_layer(self) -> tuple[list[int], list[int], list[int]]:
+        """(natural, kept, active) per layer."""
+        natural, kept, active = (s.sum(dim=1).tolist() for s in (self.natural_LE, self.kept_LE, self.active_LE))
+        return natural, kept, active
 
     def layer_traces(self, layers: list[int]) -> list[LayerTrace]:
         """The layers' entries of a StepTrace."""
@@ -81,8 +83,7 @@ class StepRecorder:
     def __init__(self, moe_layers: list[MoeLayer], tree: DraftTree, policy: ExpertPolicy | None) -> None:
         self._moe_layers = moe_layers
         self._tree = tree
-        # A single row bypasses the policy: there is no tree whose tail could be dropped.
-        self._policy = policy if tree.num_rows > 1 else None
+        self._policy = policy
         self._logits: list[Tensor] = []
         self._natural: list[tuple[Tensor, Tensor]] = []
         self._plans: list[ExpertPlan] = []
@@ -118,8 +119,11 @@ class StepRecorder:
             used_LTE = run_LTE != 0
             kept_LE = torch.stack([_shortlist(plan, used) for plan, used in zip(self._plans, used_LTE, strict=True)])
         survives_LTE = natural_LTE * used_LTE
+        score_LE = logits_LTE.softmax(dim=-1).sum(dim=1)
+        mass_kept_L = (score_LE * kept_LE).sum(dim=1) / score_LE.sum(dim=1)
         return RoutingCounts(
-            score_LE=logits_LTE.softmax(dim=-1).sum(dim=1).cpu(),
+            score_LE=score_LE.cpu(),
+            mass_kept_L=(torch.ones_like(mass_kept_L) if self._policy is None else mass_kept_L).cpu(),
             natural_LE=chosen_LTE.any(dim=1).cpu(),
             kept_LE=kept_LE.cpu(),
             active_LE=used_LTE.any(dim=1).cpu(),

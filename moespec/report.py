@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from moespec.config import BudgetConfig, TreeConfig
+from moespec.config import BudgetConfig, GenerationConfig, TreeConfig, settings_dict
+from moespec.models import Target
 from moespec.recorder import RoutingCounts
-from moespec.trace import StepSettings, StepTrace, TreeTrace
+from moespec.trace import RunSummary, StepSettings, StepTrace, TreeTrace
 from moespec.tree import NUM_ALTERNATIVES
 from moespec.types import DraftTree, Verdict
+
+if TYPE_CHECKING:
+    from moespec.run import Run
 
 
 class Pieces:
@@ -86,59 +91,120 @@ def _rounded(values: Tensor) -> list[float]:
 
 
 @dataclass
+class StepFacts:
+    """What the loop knows of a step; `tree` is (tree, logits [T, V], verdict)."""
+
+    kind: str
+    token_ids: list[int]
+    text: str
+    origins: list[int]
+    settings: StepSettings
+    draft_ms: float = 0.0
+    verify_ms: float = 0.0
+    tree: tuple[DraftTree, Tensor, Verdict] | None = None
+    counts: RoutingCounts | None = None
+
+
+def step_trace(facts: StepFacts, number: int, lossless: bool, target: Target, pieces: Pieces) -> StepTrace:
+    """The trace of a step; its times are filled in by the loop."""
+    counts, no_counts = facts.counts, [[], [], []]
+    natural, kept, active = no_counts if counts is None else counts.num_experts_by_layer()
+    return StepTrace(
+        step=number,
+        kind=facts.kind,
+        t_ms=0.0,
+        token_ids=facts.token_ids,
+        text=facts.text,
+        origins=facts.origins,
+        settings=facts.settings,
+        tree=None if counts is None or facts.tree is None else tree_trace(*facts.tree, counts.missing_LT.sum(0), pieces),
+        layers=[] if counts is None else counts.layer_traces([moe.layer for moe in target.moe_layers]),
+        experts_natural=natural,
+        experts_kept=kept,
+        experts_active=active,
+        mass_kept=1.0 if counts is None else float(counts.mass_kept_L.mean()),
+        expert_bytes=sum(active) * target.bytes_per_expert,
+        draft_ms=facts.draft_ms,
+        verify_ms=facts.verify_ms,
+        other_ms=0.0,
+        lossless=lossless,
+    )
+
+
+@dataclass
 class RunTotals:
-    """Sums over a run, for its summary. Expert counts and mass are over tree steps alone."""
+    """Sums over a run, for its summary."""
 
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
-    num_steps: int = 0
+    num_steps_seen: int = 0  # prefill included
+    num_first_tokens: int = 0
+    first_token_ms: float = 0.0
     draft_ms: float = 0.0
     verify_ms: float = 0.0
     other_ms: float = 0.0
-    first_token_ms: float = 0.0
-    num_first_tokens: int = 0
     lossless: bool = True
-    natural: list[float] = field(default_factory=list)
-    kept: list[float] = field(default_factory=list)
-    active: list[float] = field(default_factory=list)
-    mass: list[float] = field(default_factory=list)
+    per_tree_step: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, step: StepTrace) -> None:
         self.token_ids += step.token_ids
         self.text += step.text
-        self.draft_ms += step.draft_ms
-        self.verify_ms += step.verify_ms
-        self.other_ms += step.other_ms
+        self.num_steps_seen += 1
         self.lossless = self.lossless and step.lossless
         if step.kind == "prefill":
             self.first_token_ms, self.num_first_tokens = step.t_ms, len(step.token_ids)
             return
-        self.num_steps += 1
+        self.draft_ms += step.draft_ms
+        self.verify_ms += step.verify_ms
+        self.other_ms += step.other_ms
         if step.kind == "tree":
-            num_layers = len(step.experts_natural)
-            self.natural.append(sum(step.experts_natural) / num_layers)
-            self.kept.append(sum(step.experts_kept) / num_layers)
-            self.active.append(sum(step.experts_active) / num_layers)
-            self.mass.append(step.mass_kept)
+            for name in ("experts_natural", "experts_kept", "experts_active"):
+                by_layer = getattr(step, name)
+                self.per_tree_step.setdefault(name, []).append(sum(by_layer) / len(by_layer))
+            self.per_tree_step.setdefault("mass_kept", []).append(step.mass_kept)
+
+    def mean(self, name: str) -> float | None:
+        """Mean over tree steps; None if there was none."""
+        values = self.per_tree_step.get(name)
+        return sum(values) / len(values) if values else None
 
 
-def mean_or_none(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def summarise(run: Run) -> RunSummary:
+    """The summary of a finished run."""
+    totals = run.totals
+    num_steps, num_tokens = totals.num_steps_seen - 1, len(totals.token_ids) - totals.num_first_tokens
+    decode_ms = totals.draft_ms + totals.verify_ms + totals.other_ms
+    mass_kept = totals.mean("mass_kept")
+    return RunSummary(
+        text=totals.text,
+        prompt_token_ids=run.prompt_ids,
+        token_ids=totals.token_ids,
+        num_steps=num_steps,
+        tokens_per_step=num_tokens / num_steps if num_steps else 0.0,
+        tokens_per_s=1e3 * num_tokens / decode_ms if decode_ms else 0.0,
+        first_token_ms=totals.first_token_ms,
+        total_ms=totals.first_token_ms + decode_ms,
+        draft_ms=totals.draft_ms,
+        verify_ms=totals.verify_ms,
+        other_ms=totals.other_ms,
+        experts_natural=totals.mean("experts_natural"),
+        experts_kept=totals.mean("experts_kept"),
+        experts_active=totals.mean("experts_active"),
+        mass_kept=1.0 if mass_kept is None else mass_kept,
+        lossless=totals.lossless,
+        finish_reason=run.finish_reason or "",
+        settings=run_settings(run.generation, run.budget, run.tree),
+        device=run.device_card,
+    )
 
 
-def counts_in_trace(counts: RoutingCounts) -> dict[str, list[int]]:
-    """The three per-layer expert counts of a StepTrace."""
-    return {
-        "experts_natural": counts.natural_LE.sum(dim=1).tolist(),
-        "experts_kept": counts.kept_LE.sum(dim=1).tolist(),
-        "experts_active": counts.active_LE.sum(dim=1).tolist(),
-    }
+def run_settings(generation: GenerationConfig, budget: BudgetConfig, tree: TreeConfig) -> dict:
+    """All of a request's settings, JSON-safe."""
+    return {name: settings_dict(part) for name, part in (("generation", generation), ("budget", budget), ("tree", tree))}
 
 
 def device_card(device: torch.device, dtype: torch.dtype, backend: str) -> dict:
     """What a figure was measured on."""
-    import platform
-
     import transformers
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
@@ -155,8 +221,6 @@ def device_card(device: torch.device, dtype: torch.dtype, backend: str) -> dict:
 
 
 def _cpu_name() -> str:
-    import platform
-
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))

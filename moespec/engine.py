@@ -1,0 +1,184 @@
+"""The engine: a prompt in, a stream of StepTraces out. One request at a time per model.
+
+Owns the pairing of a target and a drafter, the lock, and the conversation that is kept between turns. The loop itself
+is `run.py`'s; knows nothing of pages.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moespec.config import BudgetConfig, GenerationConfig, TreeConfig
+from moespec.control import Control
+from moespec.drafters.base import Drafter
+from moespec.drafters.loading import find_drafter
+from moespec.kv_cache import TreeCache
+from moespec.models import Target, load_model
+from moespec.prompts import encode_prompt
+from moespec.report import Pieces, device_card, run_settings
+from moespec.run import Conversation, Run
+from moespec.trace import StepTrace, TraceHeader
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an interface needs to know of the loaded pair."""
+
+    model_name: str
+    drafter_name: str
+    num_experts: int
+    top_k: int
+    num_moe_layers: int
+    max_context: int
+    backend: str
+    backend_reason: str
+    router_family: str
+
+
+class Engine:
+    """A target, maybe a drafter, and the conversation between them.
+
+    >>> engine = Engine.from_pretrained("assets/model")                        # doctest: +SKIP
+    >>> for step in engine.generate("Hello!", budget=BudgetConfig(budget=16)):  # doctest: +SKIP
+    ...     print(step.text, end="")
+    """
+
+    def __init__(self, target: Target, drafter: Drafter | None, name: str) -> None:
+        self.target, self.drafter, self.name = target, drafter, name
+        self._lock = threading.Lock()
+        self._owner: int | None = None  # the thread whose generator holds the lock
+        self._conversation: Conversation | None = None
+        self._pieces = Pieces(target.tokenizer)
+
+    @staticmethod
+    def from_pretrained(
+        target: str | Path,
+        drafter: str | Path | Drafter | None = "auto",
+        *,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+    ) -> Engine:
+        """Load a directory or hub id. `drafter`: "auto" (a head beside the target, else n-gram), a path, "ngram", None."""
+        model, tokenizer = load_model(target, device, dtype)
+        return Engine._attach(model, tokenizer, drafter, Path(target) if Path(target).is_dir() else None, str(target))
+
+    @staticmethod
+    def from_model(model: Any, tokenizer: Any = None, drafter: str | Path | Drafter | None = None) -> Engine:
+        """Use a transformers model that is already in memory; `close()` gives it back as it was."""
+        return Engine._attach(model, tokenizer, drafter, None, type(model).__name__)
+
+    @staticmethod
+    def _attach(model: Any, tokenizer: Any, drafter: Any, folder: Path | None, name: str) -> Engine:
+        attached = Target(model, tokenizer)
+        try:
+            found = find_drafter(drafter, attached, folder)
+        except ValueError:
+            attached.close()
+            raise
+        if found is not None:
+            attached.tap(found.tap_layers)
+        return Engine(attached, found, name)
+
+    @property
+    def info(self) -> EngineInfo:
+        target = self.target
+        return EngineInfo(
+            model_name=self.name,
+            drafter_name="none" if self.drafter is None else self.drafter.name,
+            num_experts=target.num_experts,
+            top_k=target.top_k,
+            num_moe_layers=len(target.moe_layers),
+            max_context=target.max_context,
+            backend=target.backend,
+            backend_reason=target.backend_reason,
+            router_family=target.moe_layers[0].family.name,
+        )
+
+    def card(self) -> dict:
+        """The machine and software that a figure of this engine was measured on."""
+        return device_card(self.target.device, self.target.dtype, self.target.backend)
+
+    def check_budget(self, budget: BudgetConfig) -> None:
+        """ValueError if the budget is outside this model's [k, E]. The engine itself clamps; interfaces refuse."""
+        low, high = self.target.top_k, self.target.num_experts
+        if budget.budget is not None and not low <= budget.budget <= high:
+            raise ValueError(f"budget={budget.budget} is outside {low} to {high}, this model's top-k and experts.")
+
+    def header(
+        self, prompt: Any, generation: GenerationConfig, budget: BudgetConfig, tree: TreeConfig
+    ) -> TraceHeader:
+        """Line 1 of a trace file of this engine."""
+        info = self.info
+        return TraceHeader(
+            settings=run_settings(generation, budget, tree),
+            seed=generation.seed,
+            device=self.card(),
+            model={"name": info.model_name, "num_experts": info.num_experts, "top_k": info.top_k},
+            drafter=None if self.drafter is None else {"name": self.drafter.name},
+            prompt=prompt if isinstance(prompt, str | list) else list(prompt),
+        )
+
+    def generate(
+        self,
+        prompt: str | list | Tensor,
+        generation: GenerationConfig | None = None,
+        budget: BudgetConfig | None = None,
+        tree: TreeConfig | None = None,
+        control: Control | None = None,
+    ) -> Iterator[StepTrace]:
+        """Stream the answer to a text, a list of chat messages, or token ids. The last step carries the summary.
+
+        ValueError at once for a prompt that cannot be used. Another thread's generation is waited for; closing the
+        iterator early, at any point, leaves the engine usable.
+        """
+        generation, budget, tree = generation or GenerationConfig(), budget or BudgetConfig(), tree or TreeConfig()
+        target = self.target
+        token_ids = encode_prompt(prompt, generation, target.tokenizer, target.vocab_size, target.max_context)
+        return self._steps(token_ids, generation, budget, tree, control or Control())
+
+    def _steps(
+        self,
+        token_ids: list[int],
+        generation: GenerationConfig,
+        budget: BudgetConfig,
+        tree: TreeConfig,
+        control: Control,
+    ) -> Iterator[StepTrace]:
+        if self._owner == threading.get_ident():
+            raise RuntimeError("this thread's earlier generation is not finished: exhaust or close its iterator first.")
+        with self._lock:
+            self._owner = threading.get_ident()
+            conversation = self._conversation or Conversation(TreeCache(len(self.target.layers)))
+            # Kept again only if no step fails half-way; between two steps it is always consistent.
+            self._conversation = None
+            try:
+                run = Run(
+                    target=self.target,
+                    drafter=self.drafter,
+                    conversation=conversation,
+                    pieces=self._pieces,
+                    prompt_ids=token_ids,
+                    generation=generation,
+                    budget=budget,
+                    tree=tree,
+                    control=control,
+                    device_card=self.card(),
+                )
+                for step in run.steps():
+                    self._conversation = conversation
+                    yield step
+                    self._conversation = None
+                self._conversation = conversation
+            finally:
+                self._owner = None
+
+    def close(self) -> None:
+        """Detach from the model: hooks and the experts function are removed."""
+        self.target.close()

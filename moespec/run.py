@@ -1,0 +1,241 @@
+"""One request: prefill, then draft, verify, commit until something ends it.
+
+Owns the loop and the conversation's consistency between steps: whatever happens, the cache covers every token but the
+last. Knows nothing of how trees grow, budgets choose or traces are shown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from moespec.config import BudgetConfig, GenerationConfig, TreeConfig
+from moespec.control import Control
+from moespec.drafters.base import DraftContext, Drafter
+from moespec.kv_cache import TreeCache
+from moespec.models import Target
+from moespec.prompts import end_ids
+from moespec.recorder import StepRecorder, policy_for
+from moespec.report import Pieces, RunTotals, StepFacts, step_settings, step_trace, summarise
+from moespec.sampling import choose_tokens
+from moespec.text import TextStream
+from moespec.trace import StepTrace
+from moespec.tree import root_only
+from moespec.types import DraftTree, ExpertPlan, Verdict
+from moespec.verify import verify_tree
+
+
+@dataclass
+class Conversation:
+    """What is kept between turns. The cache covers every token of `token_ids` but the last."""
+
+    cache: TreeCache
+    token_ids: list[int] = field(default_factory=list)
+    lossy_from: int | None = None  # first position whose KV stems from a changed routing
+
+    def reuse(self, prompt_ids: list[int]) -> int:
+        """Cut back to what the prompt shares with it; returns the first position to compute."""
+        pairs = zip(self.token_ids, prompt_ids, strict=False)
+        common = next((n for n, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
+        if common is None:
+            common = min(len(self.token_ids), len(prompt_ids))
+        # One position less than is shared: a drafter needs its features once more, for the token that comes next.
+        start = max(0, min(common, self.cache.length) - 1)
+        self.cache.truncate(start)
+        if self.lossy_from is not None and self.lossy_from >= start:
+            self.lossy_from = None
+        return start
+
+
+@dataclass
+class Run:
+    """A request on its way. `steps` reads like the method; everything else serves it."""
+
+    target: Target
+    drafter: Drafter | None
+    conversation: Conversation
+    pieces: Pieces
+    prompt_ids: list[int]
+    generation: GenerationConfig
+    budget: BudgetConfig
+    tree: TreeConfig
+    control: Control
+    device_card: dict
+
+    def __post_init__(self) -> None:
+        self.ends = end_ids(self.target.model, self.target.tokenizer)
+        self.text = TextStream(self.target.tokenizer, self.generation.stop)
+        self.totals = RunTotals()
+        self.finish_reason: str | None = None
+        self.mask = TreeMask(self.target)
+
+    def steps(self) -> Iterator[StepTrace]:
+        """1) prefill, never budgeted; 2) until the end: draft, verify, commit with the settings in force."""
+        self.started = time.perf_counter()
+        step = self._prefill()
+        while not self.finish_reason:
+            yield step
+            step = self._step()
+        step.summary = summarise(self)
+        yield step
+
+    @torch.inference_mode()
+    def _prefill(self) -> StepTrace:
+        conversation, device = self.conversation, self.target.device
+        start = conversation.reuse(self.prompt_ids)
+        ids_N = torch.tensor(self.prompt_ids[start:], device=device)
+        positions_N = torch.arange(start, len(self.prompt_ids), device=device)
+        with self.target.stepping(_natural_routing):
+            logits_1V = self.target.forward(ids_N, positions_N, None, conversation.cache, keep=1)
+        if self.drafter is not None:
+            self.drafter.truncate(start)
+            self.drafter.observe(self.target.features())
+        token_1 = choose_tokens(logits_1V, positions_N.new_zeros(1), len(self.prompt_ids), self.generation)
+        conversation.token_ids = list(self.prompt_ids)
+        emitted, text = self._emit(token_1.tolist())
+        conversation.token_ids += emitted
+        budget, tree = self.control.settings(self.budget, self.tree)
+        elapsed_ms = self._elapsed_ms()
+        facts = StepFacts("prefill", emitted, text, [0], step_settings(budget, None, tree), verify_ms=elapsed_ms)
+        return self._finished(facts, elapsed_ms)
+
+    @torch.inference_mode()
+    def _step(self) -> StepTrace:
+        began = time.perf_counter()
+        conversation, prefix = self.conversation, self.conversation.cache.length
+        budget, tree_config = self.control.settings(self.budget, self.tree)
+        # 1) Draft: the drafter's tree below the last committed token.
+        tree = self._propose(tree_config)
+        drafted = time.perf_counter()
+        # 2) Verify: one forward over all rows, every MoE layer under the policy.
+        policy = policy_for(budget, self.target.num_experts) if tree.num_rows > 1 else None
+        recorder = StepRecorder(self.target.moe_layers, tree, policy)
+        logits_TV, verdict = self._verify(tree, prefix, recorder)
+        verified = time.perf_counter()
+        # 3) Commit: what is emitted, the KV of its rows, their features for the drafter.
+        counts = recorder.counts()
+        if counts.changed and conversation.lossy_from is None:
+            conversation.lossy_from = prefix
+        emitted, text = self._emit(verdict.token_ids)
+        self._commit(verdict.path[: len(emitted)], emitted, prefix)
+        facts = StepFacts(
+            kind="tree" if tree.num_rows > 1 else "plain",
+            token_ids=emitted,
+            text=text,
+            origins=[*range(1, verdict.num_accepted + 1), 0][: len(emitted)],
+            settings=step_settings(budget, self._effective_budget(budget) if policy else None, tree_config),
+            draft_ms=(drafted - began) * 1e3,
+            verify_ms=(verified - drafted) * 1e3,
+            tree=(tree, logits_TV, verdict),
+            counts=counts,
+        )
+        return self._finished(facts, began=began)
+
+    def _propose(self, config: TreeConfig) -> DraftTree:
+        token_ids = self.conversation.token_ids
+        wanted = self._num_wanted()
+        if self.drafter is None or config.total_tokens == 1 or wanted == 1:
+            return root_only(token_ids[-1], self.target.device)
+        # A path deeper than what may still be written would be verified for nothing.
+        config = replace(config, depth=min(config.depth, wanted - 1))
+        return self.drafter.propose(DraftContext(token_ids, config))
+
+    def _verify(self, tree: DraftTree, prefix: int, recorder: StepRecorder) -> tuple[Tensor, Verdict]:
+        with self.mask.over(tree, prefix) as mask, self.target.stepping(recorder.route):
+            positions_T = tree.depths_T + prefix
+            cache = self.conversation.cache
+            logits_TV = self.target.forward(tree.tokens_T, positions_T, mask, cache, keep=tree.num_rows)
+        target_T = choose_tokens(logits_TV, tree.depths_T, prefix + 1, self.generation)
+        return logits_TV, verify_tree(tree, target_T)
+
+    def _commit(self, path: list[int], emitted: list[int], prefix: int) -> None:
+        """Keep the rows of the root and of the emitted draft tokens; the last emitted token is the next root."""
+        self.conversation.cache.keep_path(prefix, path)
+        self.conversation.token_ids += emitted
+        if self.drafter is not None:
+            features = self.target.features()
+            self.drafter.observe(None if features is None else features[path])
+
+    def _emit(self, token_ids: list[int]) -> tuple[list[int], str]:
+        """What is really emitted (up to an end, a stop string, a limit or the stop signal), and its text."""
+        text = ""
+        emitted: list[int] = []
+        wanted = self._num_wanted()
+        for token in token_ids:
+            emitted.append(token)
+            if token in self.ends and not self.generation.ignore_eos:
+                self.finish_reason = "eos"
+                break
+            text += self.text.push(token)
+            if self.text.stopped:
+                self.finish_reason = "stop"
+                break
+            if len(emitted) == wanted:
+                written = len(self.totals.token_ids) + len(emitted)
+                self.finish_reason = "length" if written >= self.generation.max_new_tokens else "context"
+                break
+        if self.finish_reason is None and self.control.stopped:
+            self.finish_reason = "stopped"
+        return emitted, text + self.text.finish() if self.finish_reason else text
+
+    def _num_wanted(self) -> int:
+        """Tokens that may still be written, by the limit asked for and by the context."""
+        by_limit = self.generation.max_new_tokens - len(self.totals.token_ids)
+        return min(by_limit, self.target.max_context - len(self.conversation.token_ids))
+
+    def _effective_budget(self, budget: BudgetConfig) -> int | None:
+        if budget.budget is None:
+            return None
+        return min(max(budget.budget, self.target.top_k), self.target.num_experts)
+
+    def _elapsed_ms(self) -> float:
+        return (time.perf_counter() - self.started) * 1e3
+
+    def _finished(self, facts: StepFacts, elapsed_ms: float | None = None, began: float | None = None) -> StepTrace:
+        """The step's trace; what is neither drafting nor verifying, this included, is `other_ms`."""
+        lossless = self.conversation.lossy_from is None
+        step = step_trace(facts, self.totals.num_steps_seen, lossless, self.target, self.pieces)
+        if began is not None:
+            step.other_ms = (time.perf_counter() - began) * 1e3 - step.draft_ms - step.verify_ms
+        step.t_ms = self._elapsed_ms() if elapsed_ms is None else elapsed_ms
+        self.totals.add(step)
+        return step
+
+
+class TreeMask:
+    """The additive attention mask of a step: zeros kept between steps, only the tree's own block is written."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._zeros = torch.zeros(0)
+
+    def over(self, tree: DraftTree, prefix: int) -> _MaskBlock:
+        """[1, 1, T, prefix + T] while the `with` block lasts: every row sees the prefix, its ancestors and itself."""
+        num_rows, end = tree.num_rows, prefix + tree.num_rows
+        if self._zeros.dim() != 4 or self._zeros.shape[2] < num_rows or self._zeros.shape[3] < end:
+            shape = (1, 1, max(64, num_rows), 2 * end)
+            self._zeros = torch.zeros(shape, dtype=self._target.dtype, device=self._target.device)
+        return _MaskBlock(self._zeros[:, :, :num_rows, :end], tree.mask_TT)
+
+
+class _MaskBlock:
+    def __init__(self, view: Tensor, mask_TT: Tensor) -> None:
+        self._view, self._mask_TT = view, mask_TT
+        self._block = view[0, 0, :, view.shape[3] - mask_TT.shape[0] :]
+
+    def __enter__(self) -> Tensor:
+        # Additive, because a boolean mask is silently wrong in eager attention.
+        self._block.masked_fill_(~self._mask_TT, torch.finfo(self._view.dtype).min)
+        return self._view
+
+    def __exit__(self, *error: object) -> None:
+        self._block.zero_()
+
+
+def _natural_routing(number: int, output: tuple[Tensor, Tensor, Tensor]) -> ExpertPlan:
+    return ExpertPlan(ids_TK=output[2], weights_TK=output[1])
+

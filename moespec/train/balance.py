@@ -1,0 +1,64 @@
+"""Router statistics in training: the balance loss, and how concentrated routing is. Knows nothing of optimizers.
+
+Balance is asked for per layer over a whole batch that mixes all domains, with a small coefficient: experts stay
+specialised within a sequence, which is what a budget lives on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class RouterTap:
+    """Keeps the logits [N, E] that every router produced in the last forward."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.logits: list[Tensor] = []
+        layers: Any = model.model.layers
+        self._handles = [layer.mlp.gate.register_forward_hook(self._hook) for layer in layers]
+
+    def _hook(self, module: nn.Module, args: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        self.logits.append(output[0])
+
+    def take(self) -> list[Tensor]:
+        logits, self.logits = self.logits, []
+        return logits
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def balance_loss(logits_by_layer: list[Tensor], top_k: int) -> Tensor:
+    """Mean over layers of E * sum_e f_e * P_e: f the share of selections, P the mean probability; 1 if uniform."""
+    losses = []
+    for logits_NE in logits_by_layer:
+        probs_NE = logits_NE.float().softmax(dim=-1)
+        chosen_NK = probs_NE.topk(top_k, dim=-1).indices
+        num_experts = logits_NE.shape[-1]
+        share_E = torch.bincount(chosen_NK.flatten(), minlength=num_experts) / chosen_NK.numel()
+        losses.append(num_experts * (share_E * probs_NE.mean(dim=0)).sum())
+    return torch.stack(losses).mean()
+
+
+def concentration(logits_by_layer: list[Tensor], top_k: int, window: int = 32) -> dict[str, float]:
+    """Median over layers: share of natural top-k weight inside the top 16 / 24 / 32 experts of `window` tokens."""
+    figures: dict[str, float] = {}
+    dead = 0
+    shares: dict[int, list[Tensor]] = {16: [], 24: [], 32: []}
+    for logits_NE in logits_by_layer:
+        top = logits_NE.float().softmax(dim=-1).topk(top_k, dim=-1)
+        weights_NK = top.values / top.values.sum(dim=-1, keepdim=True)
+        dense_NE = torch.zeros_like(logits_NE, dtype=torch.float32).scatter_(1, top.indices, weights_NK)
+        dead += int((dense_NE.sum(dim=0) == 0).sum())
+        windows_WE = dense_NE[: len(dense_NE) // window * window].view(-1, window, dense_NE.shape[1]).sum(dim=1)
+        ordered_WE = windows_WE.sort(dim=-1, descending=True).values
+        for size, values in shares.items():
+            values.append((ordered_WE[:, :size].sum(dim=-1) / window).mean())
+    for size, values in shares.items():
+        figures[f"natural_weight_top{size}"] = round(float(torch.stack(values).median()), 4)
+    figures["dead_experts"] = dead
+    return figures

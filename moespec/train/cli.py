@@ -1,0 +1,59 @@
+"""`python -m moespec train ...`: the sub-commands and their arguments. Knows nothing of what they do."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+
+def add_train_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Register `train` with its sub-commands; heavy modules are imported when one runs."""
+    train = subparsers.add_parser("train", help="prepare data; train the tokenizer, the target, the draft head")
+    steps = train.add_subparsers(dest="step", required=True)
+    prepare = steps.add_parser("prepare", help="public source files to training documents")
+    prepare.add_argument("--raw", type=Path, required=True)
+    prepare.add_argument("--out", type=Path, required=True)
+    prepare.add_argument("--seed", type=int, default=0)
+    tokenizer = steps.add_parser("tokenizer", help="train the byte-level BPE")
+    tokenizer.add_argument("--data", type=Path, required=True)
+    tokenizer.add_argument("--out", type=Path, required=True)
+    tokenizer.add_argument("--vocab-size", type=int, default=6144)
+    tokenizer.add_argument("--seed", type=int, default=0)
+    from moespec.train import target
+
+    target.add_arguments(steps.add_parser("target", help="train the embedded Mixture-of-Experts"))
+    train.set_defaults(handler=run_train)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Run the sub-command that was asked for."""
+    if args.step == "prepare":
+        from moespec.train.prepare import prepare
+
+        for (source, outcome), count in sorted(prepare(args.raw, args.out, args.seed).items()):
+            print(f"{source:40} {outcome:15} {count}")
+        return 0
+    if args.step == "tokenizer":
+        return _train_tokenizer(args)
+    from moespec.train import target
+
+    return target.run(args)
+
+
+def _train_tokenizer(args: argparse.Namespace) -> int:
+    import random
+
+    from moespec.train.data import read_documents
+    from moespec.train.prepare import document_text
+    from moespec.train.tasks import generate_task
+    from moespec.train.tokenizer import save_tokenizer, train_tokenizer
+
+    rng = random.Random(args.seed)
+    documents = read_documents(args.data, "train")
+    rng.shuffle(documents)
+    tasks = (document_text({"messages": generate_task(rng).messages}) for _ in range(20_000))
+    texts = itertools.chain(map(document_text, documents[:120_000]), tasks)
+    save_tokenizer(train_tokenizer(texts, args.vocab_size), args.out)
+    print(f"tokenizer of {args.vocab_size} tokens written to {args.out}")
+    return 0

@@ -1,0 +1,177 @@
+"""Documents to packed training batches: a seeded, resumable stream that mixes the groups by their shares.
+
+Input: a folder of `.jsonl` or `.jsonl.xz` files, one document per line: `{"source", "group", "messages": [...]}` or
+`{"source", "group", "text"}` with group dialogue, facts, prose or code. Own tasks are generated, not read. Knows
+nothing of models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moespec.train.prepare import open_text
+from moespec.train.sources import SOURCES
+from moespec.train.tasks import generate_task
+from moespec.train.tokenizer import END_OF_TEXT, TURN_END, TURN_START
+
+SHARES = {"tasks": 0.40, "dialogue": 0.27, "facts": 0.15, "prose": 0.13, "code": 0.05}
+SOURCE_WEIGHTS = {"identity": 4.0} | {stem: weight for stem, (_, weight, _) in SOURCES.items()}
+
+
+def read_documents(folder: Path, stem: str) -> list[dict]:
+    """All documents of the files of one split. ValueError names a line that is no document."""
+    paths = sorted(folder.glob(f"{stem}*.jsonl*"))
+    if not paths:
+        raise ValueError(f"{folder} has no {stem}*.jsonl or .jsonl.xz file.")
+    documents = []
+    for path in paths:
+        with open_text(path) as file:
+            for number, line in enumerate(file, start=1):
+                document = json.loads(line)
+                if not ("messages" in document or "text" in document) or document.get("group") not in SHARES:
+                    raise ValueError(f"{path}: line {number} has no messages or text, or no known group.")
+                documents.append(document)
+    return documents
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.jsonl*"))}
+
+
+class Renderer:
+    """A document as token ids and a mask of what the assistant says (its end-of-turn token included)."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+        self._turn_end = tokenizer.convert_tokens_to_ids(TURN_END)
+
+    def __call__(self, document: dict) -> tuple[list[int], list[bool]]:
+        ids: list[int] = []
+        mask: list[bool] = []
+        if "text" in document:
+            ids = self._ids(document["text"])
+            mask = [True] * len(ids)
+        for message in document.get("messages", ()):
+            opening = self._ids(f"{TURN_START}{message['role']}\n")
+            said = [*self._ids(message["content"]), self._turn_end]
+            newline = self._ids("\n")
+            ids += opening + said + newline
+            is_said = message["role"] == "assistant"
+            mask += [False] * len(opening) + [is_said] * len(said) + [False] * len(newline)
+        return [*ids, self._end], [*mask, False]
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+class MixedStream:
+    """An endless stream of documents, every group at its share of the tokens. Its state is small and picklable."""
+
+    def __init__(self, documents: list[dict], renderer: Renderer, seed: int) -> None:
+        self._renderer = renderer
+        self._seed = seed
+        self._by_source: dict[str, list[dict]] = {}
+        groups: dict[str, set[str]] = {}
+        for document in documents:
+            self._by_source.setdefault(document["source"], []).append(document)
+            groups.setdefault(document["group"], set()).add(document["source"])
+        # Weighted by size, so that a source is repeated no faster than its weight says.
+        sizes = {s: sum(len(json.dumps(d)) for d in docs) for s, docs in self._by_source.items()}
+        self._choices = {
+            group: (sorted(sources), [sizes[s] * SOURCE_WEIGHTS.get(s, 1.0) for s in sorted(sources)])
+            for group, sources in groups.items()
+        }
+        self.rng = random.Random(seed)
+        self.positions: Counter = Counter()
+        self.tokens: Counter = Counter()  # by source
+        self._group_tokens: Counter = Counter()
+        self._buffer_ids: list[int] = []
+        self._buffer_mask: list[bool] = []
+        self._orders: dict[tuple[str, int], list[int]] = {}
+
+    def state(self) -> dict:
+        """Everything that decides what comes next."""
+        buffers = (list(self._buffer_ids), list(self._buffer_mask))
+        return {
+            "rng": self.rng.getstate(),
+            "positions": dict(self.positions),
+            "tokens": dict(self.tokens),
+            "groups": dict(self._group_tokens),
+            "buffers": buffers,
+        }
+
+    def restore(self, state: dict) -> None:
+        self.rng.setstate(state["rng"])
+        self.positions, self.tokens = Counter(state["positions"]), Counter(state["tokens"])
+        self._group_tokens = Counter(state["groups"])
+        self._buffer_ids, self._buffer_mask = (list(part) for part in state["buffers"])
+
+    def batch(self, num_sequences: int, length: int) -> tuple[Tensor, Tensor]:
+        """(token ids int64, assistant mask bool), each [num_sequences, length + 1]: inputs and their next tokens."""
+        need = num_sequences * length + 1
+        while len(self._buffer_ids) < need:
+            ids, mask = self._next_document()
+            self._buffer_ids += ids
+            self._buffer_mask += mask
+        ids_N = np.array(self._buffer_ids[:need], dtype=np.int64)
+        mask_N = np.array(self._buffer_mask[:need])
+        del self._buffer_ids[: need - 1], self._buffer_mask[: need - 1]
+        starts = np.arange(num_sequences)[:, None] * length + np.arange(length + 1)
+        return torch.from_numpy(ids_N[starts]), torch.from_numpy(mask_N[starts])
+
+    def _next_document(self) -> tuple[list[int], list[bool]]:
+        total = sum(self._group_tokens.values()) + 1
+        group = max(SHARES, key=lambda name: SHARES[name] - self._group_tokens[name] / total)
+        if group == "tasks" or group not in self._choices:
+            task = generate_task(self.rng)
+            source, document = f"task: {task.family}", {"messages": task.messages}
+        else:
+            source = self.rng.choices(*self._choices[group])[0]
+            document = self._draw(source)
+        ids, mask = self._renderer(document)
+        self.tokens[source] += len(ids)
+        self._group_tokens[group] += len(ids)
+        return ids, mask
+
+    def _draw(self, source: str) -> dict:
+        """The source's next document in a shuffled order that is made anew for each pass."""
+        documents = self._by_source[source]
+        passes, position = divmod(self.positions[source], len(documents))
+        self.positions[source] += 1
+        if (source, passes) not in self._orders:
+            order = list(range(len(documents)))
+            random.Random(f"{self._seed}:{source}:{passes}").shuffle(order)
+            self._orders[source, passes] = order
+        return documents[self._orders[source, passes][position]]
+
+
+def held_out_batches(
+    documents: list[dict], renderer: Renderer, seed: int, length: int, num_sequences: int
+) -> Iterator[tuple[str, Tensor]]:
+    """(group, token ids [num_sequences, length + 1]) of held-out documents and tasks, the same for every call."""
+    for group in SHARES:
+        rng = random.Random(f"{seed}:{group}")
+        ids: list[int] = []
+        pool = [document for document in documents if document["group"] == group]
+        while len(ids) <= num_sequences * length:
+            if group == "tasks":
+                document = {"messages": generate_task(rng, held_out=True).messages}
+            elif pool:
+                document = rng.choice(pool)
+            else:
+                break
+            ids += renderer(document)[0]
+        if ids:
+            starts = torch.arange(num_sequences)[:, None] * length + torch.arange(length + 1)
+            yield group, torch.tensor(ids)[starts]
