@@ -20,9 +20,10 @@ def add_train_parser(subparsers: argparse._SubParsersAction) -> None:
     tokenizer.add_argument("--out", type=Path, required=True)
     tokenizer.add_argument("--vocab-size", type=int, default=6144)
     tokenizer.add_argument("--seed", type=int, default=0)
-    from moespec.train import target
+    from moespec.train import drafter, target
 
     target.add_arguments(steps.add_parser("target", help="train the embedded Mixture-of-Experts"))
+    drafter.add_arguments(steps.add_parser("drafter", help="train an EAGLE-3 head for a target"))
     train.set_defaults(handler=run_train)
 
 
@@ -36,9 +37,9 @@ def run_train(args: argparse.Namespace) -> int:
         return 0
     if args.step == "tokenizer":
         return _train_tokenizer(args)
-    from moespec.train import target
+    from moespec.train import drafter, target
 
-    return target.run(args)
+    return drafter.run(args) if args.step == "drafter" else target.run(args)
 
 
 def _train_tokenizer(args: argparse.Namespace) -> int:

@@ -78,8 +78,11 @@ class Renderer:
 class MixedStream:
     """An endless stream of documents, every group at its share of the tokens. Its state is small and picklable."""
 
-    def __init__(self, documents: list[dict], renderer: Renderer, seed: int) -> None:
+    def __init__(
+        self, documents: list[dict], renderer: Renderer, seed: int, shares: dict[str, float] | None = None
+    ) -> None:
         self._renderer = renderer
+        self._shares = SHARES if shares is None else shares
         self._seed = seed
         self._by_source: dict[str, list[dict]] = {}
         groups: dict[str, set[str]] = {}
@@ -132,7 +135,7 @@ class MixedStream:
 
     def _next_document(self) -> tuple[list[int], list[bool]]:
         total = sum(self._group_tokens.values()) + 1
-        group = max(SHARES, key=lambda name: SHARES[name] - self._group_tokens[name] / total)
+        group = max(self._shares, key=lambda name: self._shares[name] - self._group_tokens[name] / total)
         if group == "tasks" or group not in self._choices:
             task = generate_task(self.rng)
             source, document = f"task: {task.family}", {"messages": task.messages}

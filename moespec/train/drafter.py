@@ -1,0 +1,244 @@
+"""`train drafter`: an EAGLE-3 head for a target by the training-time test, resumable, against a budget of minutes.
+
+Owns the loss, the loop and the export. The head's unrolled forward is `drafters/head.py`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moespec.drafters.head import Eagle3Config, Eagle3Head, save_head
+from moespec.hf import AutoModelForCausalLM, AutoTokenizer
+from moespec.train.data import MixedStream, Renderer, file_hashes, held_out_batches, read_documents
+from moespec.train.generations import generate
+from moespec.train.manifest import write_manifest
+from moespec.train.schedule import Progress, learning_rate
+
+LENGTH, BATCH = 256, 8
+STEP_DECAY = 0.8  # weight of unrolled step i: 0.8 ** i
+OTHER_WEIGHT = 0.2  # of tokens that the assistant does not say
+INTERMEDIATE_FACTOR = 3
+CHECKPOINT_S = 240.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder written by `train prepare`")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/drafter"))
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--tokens", type=int)
+    parser.add_argument("--generate-minutes", type=float, default=4.0, help="sampling of the target's own answers")
+    parser.add_argument("--unroll", type=int, default=5)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--init", type=Path, help="start from this head instead of a fresh one")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+class FrozenTarget:
+    """The target in training: features of the tapped layers and logits of a batch of token ids."""
+
+    def __init__(self, model: Any, tap_layers: tuple[int, ...]) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self._features: dict[int, Tensor] = {}
+        self._taps = tap_layers
+        for layer in tap_layers:
+            model.model.layers[layer].register_forward_pre_hook(self._hook(layer), with_kwargs=True)
+
+    def _hook(self, layer: int) -> Any:
+        def hook(module: Any, args: tuple, kwargs: dict) -> None:
+            self._features[layer] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    @torch.no_grad()
+    def __call__(self, ids_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """(features [B, S, taps * D], logits [B, S, V])"""
+        with torch.autocast(ids_BS.device.type, dtype=torch.bfloat16):
+            logits_BSV = self.model(ids_BS, use_cache=False).logits
+        return torch.cat([self._features[layer] for layer in self._taps], dim=-1).float(), logits_BSV.float()
+
+
+def unrolled_loss(
+    head: Eagle3Head, ids_BS: Tensor, features_BSF: Tensor, logits_BSV: Tensor, weights_BS: Tensor, num_steps: int
+) -> tuple[Tensor, list[float]]:
+    """(loss, top-1 agreement with the target per unrolled step).
+
+    At step i row t predicts the target's distribution after token t + 1 + i; `weights_BS` weighs the token predicted.
+    """
+    targets_BSV = logits_BSV.softmax(dim=-1)
+    best_BS = logits_BSV.argmax(dim=-1)
+    total = torch.zeros((), device=ids_BS.device)
+    agreement: list[float] = []
+    # The pair of row t is (features of t, token t + 1): the last row has no next token.
+    for step, draft_BSV in enumerate(head.unrolled(ids_BS[:, 1:], features_BSF[:, :-1], num_steps)):
+        num_rows = ids_BS.shape[1] - 2 - step
+        log_q = draft_BSV[:, :num_rows].float().log_softmax(dim=-1)
+        p = targets_BSV[:, 1 + step : 1 + step + num_rows]
+        weights = weights_BS[:, 2 + step : 2 + step + num_rows]
+        loss = -((p * log_q).sum(dim=-1) * weights).sum() / weights.sum().clamp(min=1)
+        total = total + STEP_DECAY**step * loss
+        hits = (log_q.argmax(dim=-1) == best_BS[:, 1 + step : 1 + step + num_rows]) & (weights == 1)
+        agreement.append(float(hits.sum() / (weights == 1).sum().clamp(min=1)))
+    return total, agreement
+
+
+def head_config(model: Any) -> Eagle3Config:
+    """A head of the target's own width, with taps 2, n // 2 and n - 3."""
+    config = model.config
+    n = config.num_hidden_layers
+    return Eagle3Config(
+        hidden_size=config.hidden_size,
+        intermediate_size=INTERMEDIATE_FACTOR * config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        draft_vocab_size=config.vocab_size,
+        tap_layers=(2, n // 2, n - 3),
+        target_hidden_size=config.hidden_size,
+    )
+
+
+class DrafterTrainer:
+    """One run; its whole state is in `checkpoint` and `_restore`."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        torch.manual_seed(args.seed)
+        args.work.mkdir(parents=True, exist_ok=True)
+        tokenizer = AutoTokenizer.from_pretrained(args.target)
+        model = AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32).to(args.device)
+        documents = read_documents(args.data, "train")
+        own_answers = args.work / "own-answers.jsonl"
+        if not own_answers.exists():
+            count = generate(model, tokenizer, documents, own_answers, args.generate_minutes, args.seed)
+            print(f"the target answered {count} prompts", flush=True)
+        renderer = Renderer(tokenizer)
+        answered = [json.loads(line) for line in own_answers.read_text(encoding="utf-8").splitlines()]
+        # Two streams: the target's own answers and the corpus, in turns.
+        self.streams = [MixedStream(answered, renderer, args.seed, {"dialogue": 1.0}), MixedStream(documents, renderer, args.seed)]
+        held_out = read_documents(args.data, "heldout")
+        self.held_out = list(held_out_batches(held_out, renderer, args.seed, LENGTH, 8))
+        config = head_config(model)
+        self.target = FrozenTarget(model, config.tap_layers)
+        self.head = Eagle3Head(config).to(args.device)
+        embeddings = model.get_input_embeddings().weight.detach()
+        self.head.embeddings = embeddings
+        self.head.lm_head.weight.data.copy_(model.get_output_embeddings().weight)
+        self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01)
+        self.progress = Progress(args.minutes, args.tokens)
+        self.num_steps = 0
+        if args.resume:
+            self._restore()
+
+    def checkpoint(self) -> None:
+        state = {
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "streams": [stream.state() for stream in self.streams],
+            "tokens": self.progress.tokens,
+            "seconds": self.progress.seconds,
+            "num_steps": self.num_steps,
+        }
+        partial = self.args.work / "checkpoint.partial"
+        torch.save(state, partial)
+        partial.replace(self.args.work / "checkpoint.pt")
+
+    def _restore(self) -> None:
+        path = self.args.work / "checkpoint.pt"
+        if not path.exists():
+            raise ValueError(f"{path} does not exist: nothing to resume.")
+        state = torch.load(path, weights_only=False)  # our own file: it holds a random state too
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for stream, saved in zip(self.streams, state["streams"], strict=True):
+            stream.restore(saved)
+        self.progress.tokens, self.progress.seconds = state["tokens"], state["seconds"]
+        self.num_steps = state["num_steps"]
+
+    def train_step(self) -> tuple[float, list[float]]:
+        """One optimizer step; (loss, agreement per unrolled step)."""
+        ids_BS, said_BS = self.streams[self.num_steps % 2].batch(BATCH, LENGTH)
+        ids_BS = ids_BS.to(self.args.device)
+        weights_BS = torch.where(said_BS, 1.0, OTHER_WEIGHT).to(self.args.device)
+        features_BSF, logits_BSV = self.target(ids_BS)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.args.lr, self.progress.fraction, self.num_steps, 50, decay_from=0.4)
+        with torch.autocast(self.args.device, dtype=torch.bfloat16):
+            loss, agreement = unrolled_loss(
+                self.head, ids_BS, features_BSF, logits_BSV, weights_BS, self.args.unroll
+            )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.head.parameters(), 0.5)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_steps += 1
+        self.progress.step(ids_BS.numel())
+        return loss.item(), agreement
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, list[float]]:
+        """Top-1 agreement with the target by unrolled step, per group of held-out documents."""
+        figures = {}
+        for group, ids_BS in self.held_out:
+            ids_BS = ids_BS.to(self.args.device)
+            features_BSF, logits_BSV = self.target(ids_BS)
+            ones_BS = torch.ones_like(ids_BS, dtype=torch.float32)
+            _, agreement = unrolled_loss(self.head, ids_BS, features_BSF, logits_BSV, ones_BS, self.args.unroll)
+            figures[group] = [round(value, 4) for value in agreement]
+        return figures
+
+    def export(self, folder: Path) -> None:
+        save_head(self.head, folder)
+        record = {
+            "seed": self.args.seed,
+            "settings": {n: v.name if isinstance(v, Path) else v for n, v in vars(self.args).items() if n != "handler"},
+            "data_sha256": file_hashes(self.args.data),
+            "tokens": self.progress.tokens,
+            "trained_seconds": round(self.progress.seconds),
+            "num_steps": self.num_steps,
+            "top1_agreement_by_step": self.evaluate(),
+        }
+        (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_manifest(folder)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train until the budget is used up, then export."""
+    trainer = DrafterTrainer(args)
+    if args.init is not None:
+        from moespec.drafters.head import load_head
+
+        trainer.head.load_state_dict(load_head(args.init, trainer.target.model.config.num_hidden_layers).state_dict())
+    saved = time.monotonic()
+    with (args.work / "log.jsonl").open("a", encoding="utf-8") as log:
+        while trainer.progress.fraction < 1:
+            loss, agreement = trainer.train_step()
+            progress = trainer.progress
+            if trainer.num_steps % 10 == 0:
+                rate = progress.tokens / max(progress.seconds, 1e-9)
+                shown = " ".join(f"{value:.2f}" for value in agreement)
+                print(
+                    f"step {trainer.num_steps}  {progress.tokens / 1e6:.2f} M tokens  loss {loss:.3f}  top-1 {shown}  "
+                    f"{rate:.0f} tokens/s  {progress.seconds_left / 60:.0f} min left",
+                    flush=True,
+                )
+                entry = {"step": trainer.num_steps, "tokens": progress.tokens, "loss": loss, "top1": agreement}
+                log.write(json.dumps(entry) + "\n")
+            if time.monotonic() - saved > CHECKPOINT_S:
+                trainer.checkpoint()
+                saved = time.monotonic()
+    trainer.checkpoint()
+    trainer.export(args.out)
+    print(f"exported to {args.out}", flush=True)
+    return 0
