@@ -16,7 +16,7 @@ from moespec.types import ExpertPlan, RouterScores, TreeContext
 
 
 def row_weights(kind: str, depth_decay: float, context: TreeContext) -> Tensor | None:
-    """w_t of the score, fp32 [T]: None for the paper's equal weights, decay ** depth, or the drafter's path probability."""
+    """w_t of the score, fp32 [T]: None (the paper: all equal), decay ** depth, or the drafter's path probability."""
     if kind == "depth":
         return depth_decay ** context.depths_T.float()
     if kind == "path":
@@ -65,7 +65,7 @@ def truncate(scores: RouterScores, kept_E: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def substitute(scores: RouterScores, kept_E: Tensor) -> tuple[Tensor, Tensor]:
-    """Substitution: every row takes its top-k inside S, weighted by its original probabilities. (ids, weights) [T, K]"""
+    """Substitution: every row takes its top-k inside S, weighted by its original probabilities. [T, K] each"""
     selection_TE = scores.family.selection(scores.logits_TE, scores.probs_TE)
     ids_TK = selection_TE.masked_fill(~kept_E, -torch.inf).topk(scores.top_k, dim=-1).indices
     weights_TK = scores.family.weights(scores.logits_TE, scores.probs_TE, ids_TK, None)

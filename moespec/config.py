@@ -79,7 +79,9 @@ class BudgetConfig:
     protect_root: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.budget is None or (_is_int(self.budget) and self.budget >= 1), "budget", self, "None or 1 or more")
+        _require(
+            self.budget is None or (_is_int(self.budget) and self.budget >= 1), "budget", self, "None or 1 or more"
+        )
         in_range = self.coverage is None or (_is_number(self.coverage) and 0 < self.coverage <= 1)
         _require(in_range, "coverage", self, "None, or above 0 and at most 1")
         if self.budget is not None and self.coverage is not None:

@@ -65,7 +65,7 @@ class Engine:
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
     ) -> Engine:
-        """Load a directory or hub id. `drafter`: "auto" (a head beside the target, else n-gram), a path, "ngram", None."""
+        """Load a directory or hub id. `drafter`: "auto" (a head beside it, else n-gram), "ngram", a path, None."""
         model, tokenizer = load_model(target, device, dtype)
         return Engine._attach(model, tokenizer, drafter, Path(target) if Path(target).is_dir() else None, str(target))
 
@@ -111,9 +111,7 @@ class Engine:
         if budget.budget is not None and not low <= budget.budget <= high:
             raise ValueError(f"budget={budget.budget} is outside {low} to {high}, this model's top-k and experts.")
 
-    def header(
-        self, prompt: Any, generation: GenerationConfig, budget: BudgetConfig, tree: TreeConfig
-    ) -> TraceHeader:
+    def header(self, prompt: Any, generation: GenerationConfig, budget: BudgetConfig, tree: TreeConfig) -> TraceHeader:
         """Line 1 of a trace file of this engine."""
         info = self.info
         return TraceHeader(
@@ -173,11 +171,14 @@ class Engine:
                 )
                 for step in run.steps():
                     self._conversation = conversation
+                    if step.summary is not None:
+                        break
                     yield step
                     self._conversation = None
-                self._conversation = conversation
             finally:
                 self._owner = None
+        # The last step is handed out with the lock released: whoever has it may start the next run.
+        yield step
 
     def close(self) -> None:
         """Detach from the model: hooks and the experts function are removed."""

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-ExpertsFunction = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+# The first argument is a transformers experts module; `unsupported_reason` says which of its attributes are used.
+ExpertsFunction = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 
 
-def unsupported_reason(experts: nn.Module) -> str | None:
+def unsupported_reason(experts: Any) -> str | None:
     """Why this module cannot be run by our experts function, in words; None if it can."""
     for name in ("gate_up_proj", "down_proj", "num_experts", "is_transposed", "has_bias", "has_gate"):
         if not hasattr(experts, name):
@@ -30,7 +32,7 @@ def unsupported_reason(experts: nn.Module) -> str | None:
     return None
 
 
-def reference_experts(experts: nn.Module, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+def reference_experts(experts: Any, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
     """out_t = sum_k weights[t, k] * FFN_{ids[t, k]}(x_t), one row and slot at a time. [T, D]. For tests and doubts."""
     weights = _ExpertWeights(experts)
     out_TD = torch.zeros_like(x_TD)
@@ -50,7 +52,7 @@ class CpuExperts:
         # than the products themselves on a small model.
         self._weights: weakref.WeakKeyDictionary[nn.Module, _ExpertWeights] = weakref.WeakKeyDictionary()
 
-    def __call__(self, experts: nn.Module, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    def __call__(self, experts: Any, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """[T, D] from x [T, D], ids and weights [T, K]. A NaN in an expert with no surviving row stays there."""
         weights = self._weights.get(experts)
         if weights is None or not weights.is_current(experts):
@@ -63,7 +65,7 @@ class CpuExperts:
 class _ExpertWeights:
     """One module's expert matrices as lists of [in, out] views, and their biases where it has them."""
 
-    def __init__(self, experts: nn.Module) -> None:
+    def __init__(self, experts: Any) -> None:
         up, down = experts.gate_up_proj.detach(), experts.down_proj.detach()
         self._storage = (up.data_ptr(), down.data_ptr())
         if not experts.is_transposed:
@@ -72,7 +74,7 @@ class _ExpertWeights:
         self.up_bias = experts.gate_up_proj_bias.detach().unbind(0) if experts.has_bias else None
         self.down_bias = experts.down_proj_bias.detach().unbind(0) if experts.has_bias else None
 
-    def is_current(self, experts: nn.Module) -> bool:
+    def is_current(self, experts: Any) -> bool:
         return self._storage == (experts.gate_up_proj.data_ptr(), experts.down_proj.data_ptr())
 
     def up(self, x_ND: Tensor, expert: int) -> Tensor:
@@ -86,7 +88,7 @@ class _ExpertWeights:
         return torch.mm(hidden_NI, self.down_ID[expert])
 
 
-def _one_row(experts: nn.Module, weights: _ExpertWeights, x_1D: Tensor, ids_K: Tensor, weights_K: Tensor) -> Tensor:
+def _one_row(experts: Any, weights: _ExpertWeights, x_1D: Tensor, ids_K: Tensor, weights_K: Tensor) -> Tensor:
     """Single-row steps: K matrix-vector products, no sorting. [1, D]"""
     ids = ids_K.tolist()
     hidden_KI = experts._apply_gate(torch.cat([weights.up(x_1D, expert) for expert in ids]))
@@ -94,7 +96,7 @@ def _one_row(experts: nn.Module, weights: _ExpertWeights, x_1D: Tensor, ids_K: T
     return (weights_K.to(out_KD.dtype) @ out_KD)[None]
 
 
-def _many_rows(experts: nn.Module, weights: _ExpertWeights, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+def _many_rows(experts: Any, weights: _ExpertWeights, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
     """Sort the surviving (row, slot) pairs by expert, run one product per expert, add the pairs back to their rows."""
     num_experts, top_k = experts.num_experts, ids_TK.shape[1]
     # Dropped pairs sort behind the last expert and are cut off.

@@ -5,6 +5,8 @@ Owns preallocated storage per layer that grows by doubling. Knows nothing of tre
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,9 @@ class TreeCacheLayer(CacheLayerMixin):
 
     is_sliding = False
 
+    keys: Any  # Tensors once initialised; the base class allows None
+    values: Any
+
     def __init__(self) -> None:
         super().__init__()
         self.length = 0
@@ -27,7 +32,9 @@ class TreeCacheLayer(CacheLayerMixin):
         self.values = _empty_like(value_states, INITIAL_CAPACITY)
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Append the new rows; returns views of all positions, the new ones included."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -55,6 +62,8 @@ class TreeCacheLayer(CacheLayerMixin):
 
 class TreeCache(Cache):
     """The cache that the engine hands to the model."""
+
+    layers: Any  # list[TreeCacheLayer]; the base class allows kinds that we never build
 
     def __init__(self, num_layers: int) -> None:
         super().__init__(layers=[TreeCacheLayer() for _ in range(num_layers)])

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moespec.experts import ExpertsFunction, choose_backend, unsupported_reason
+from moespec.experts import choose_backend, unsupported_reason
 from moespec.hf import ALL_EXPERTS_FUNCTIONS, AutoConfig, AutoModelForCausalLM, AutoTokenizer, Cache, PreTrainedModel
 from moespec.integrity import verify_manifest
 from moespec.routing import RouterFamily, identify_family
@@ -37,7 +37,7 @@ class MoeLayer:
 
     layer: int
     router: nn.Module
-    experts: nn.Module
+    experts: Any  # a transformers experts module: its attributes are checked when it is found
     family: RouterFamily
 
 
@@ -63,14 +63,14 @@ def load_model(path: str | Path, device: str = "auto", dtype: str | torch.dtype 
     try:
         AutoConfig.from_pretrained(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
         return model.to(device).eval(), tokenizer
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"{path} could not be loaded: {first_line}") from error
 
 
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder's layers, found by their number. ValueError if there is no such list."""
     num_layers = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
@@ -79,7 +79,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     raise ValueError(f"{type(model).__name__} has no list of {num_layers} decoder layers.")
 
 
-def find_moe_layers(model: nn.Module) -> list[MoeLayer]:
+def find_moe_layers(model: PreTrainedModel) -> list[MoeLayer]:
     """The routed layers of a model. ValueError says which model cannot be budgeted and why."""
     name = f"{type(model).__name__}"
     config = model.config.get_text_config()
@@ -90,7 +90,9 @@ def find_moe_layers(model: nn.Module) -> list[MoeLayer]:
     families: dict[type, RouterFamily | str] = {}
     for number, layer in enumerate(decoder_layers(model)):
         for parent in layer.modules():
-            experts = next((c for c in parent.children() if hasattr(c, "gate_up_proj") and hasattr(c, "num_experts")), None)
+            experts = next(
+                (c for c in parent.children() if hasattr(c, "gate_up_proj") and hasattr(c, "num_experts")), None
+            )
             if experts is None:
                 continue
             router = _router_of(parent, experts)
@@ -104,7 +106,9 @@ def find_moe_layers(model: nn.Module) -> list[MoeLayer]:
                 raise ValueError(f"{name} is not supported: {reason or family}.")
             found.append(MoeLayer(number, router, experts, family))
     if not found:
-        raise ValueError(f"{name} is not a Mixture-of-Experts model that routes through transformers' experts registry.")
+        raise ValueError(
+            f"{name} is not a Mixture-of-Experts model that routes through transformers' experts registry."
+        )
     return found
 
 
@@ -178,10 +182,8 @@ class Target:
             for config, implementation in zip(self._configs, previous, strict=True):
                 config._experts_implementation_internal = implementation
 
-    def forward(
-        self, token_ids_T: Tensor, positions_T: Tensor, mask: Tensor | None, cache: Cache, keep: int
-    ) -> Tensor:
-        """Logits [keep, V] of the last `keep` rows; call inside `stepping`. `mask` is additive [1, 1, T, S]; None: causal."""
+    def forward(self, token_ids_T: Tensor, positions_T: Tensor, mask: Tensor | None, cache: Cache, keep: int) -> Tensor:
+        """Logits [keep, V] of the last `keep` rows; inside `stepping`. `mask`: additive [1, 1, T, S] or causal."""
         output = self.model(
             input_ids=token_ids_T[None],
             attention_mask=mask,
@@ -221,4 +223,3 @@ class Target:
                 self._features[number] = args[0] if args else kwargs["hidden_states"]
 
         return hook
-

@@ -11,7 +11,9 @@ from moespec.config import GenerationConfig
 ROLES = ("system", "user", "assistant")
 
 
-def encode_prompt(prompt: Any, generation: GenerationConfig, tokenizer: Any, vocab_size: int, max_context: int) -> list[int]:
+def encode_prompt(
+    prompt: Any, generation: GenerationConfig, tokenizer: Any, vocab_size: int, max_context: int
+) -> list[int]:
     """Token ids of a prompt. ValueError, in one sentence, if it is empty, too long, or of no known form."""
     if isinstance(prompt, Tensor) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], int)):
         token_ids = _checked_ids(prompt, vocab_size)

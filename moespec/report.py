@@ -1,4 +1,4 @@
-"""Turns one step's tensors into a StepTrace, and a run's steps into a RunSummary. Knows nothing of how steps are run."""
+"""Turns one step's tensors into a StepTrace, a run's steps into a RunSummary. Knows nothing of how steps are run."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ def step_settings(budget: BudgetConfig, effective: int | None, tree: TreeConfig)
     )
 
 
-def tree_trace(
-    tree: DraftTree, logits_TV: Tensor, verdict: Verdict, missing_T: Tensor, pieces: Pieces
-) -> TreeTrace:
+def tree_trace(tree: DraftTree, logits_TV: Tensor, verdict: Verdict, missing_T: Tensor, pieces: Pieces) -> TreeTrace:
     """The tree with both models' opinions of it. Probabilities are unprocessed: no temperature, no top-p."""
     log_total_T = logits_TV.logsumexp(dim=-1)
     top = logits_TV.topk(min(NUM_ALTERNATIVES, logits_TV.shape[-1]), dim=-1)
@@ -107,8 +105,8 @@ class StepFacts:
 
 def step_trace(facts: StepFacts, number: int, lossless: bool, target: Target, pieces: Pieces) -> StepTrace:
     """The trace of a step; its times are filled in by the loop."""
-    counts, no_counts = facts.counts, [[], [], []]
-    natural, kept, active = no_counts if counts is None else counts.num_experts_by_layer()
+    counts = facts.counts
+    natural, kept, active = ([], [], []) if counts is None else counts.num_experts_by_layer()
     return StepTrace(
         step=number,
         kind=facts.kind,
@@ -117,7 +115,9 @@ def step_trace(facts: StepFacts, number: int, lossless: bool, target: Target, pi
         text=facts.text,
         origins=facts.origins,
         settings=facts.settings,
-        tree=None if counts is None or facts.tree is None else tree_trace(*facts.tree, counts.missing_LT.sum(0), pieces),
+        tree=None
+        if counts is None or facts.tree is None
+        else tree_trace(*facts.tree, counts.missing_LT.sum(0), pieces),
         layers=[] if counts is None else counts.layer_traces([moe.layer for moe in target.moe_layers]),
         experts_natural=natural,
         experts_kept=kept,
@@ -200,7 +200,9 @@ def summarise(run: Run) -> RunSummary:
 
 def run_settings(generation: GenerationConfig, budget: BudgetConfig, tree: TreeConfig) -> dict:
     """All of a request's settings, JSON-safe."""
-    return {name: settings_dict(part) for name, part in (("generation", generation), ("budget", budget), ("tree", tree))}
+    return {
+        name: settings_dict(part) for name, part in (("generation", generation), ("budget", budget), ("tree", tree))
+    }
 
 
 def device_card(device: torch.device, dtype: torch.dtype, backend: str) -> dict:

@@ -72,7 +72,7 @@ def identify_family(router: nn.Module, hidden_size: int) -> RouterFamily | str:
     if not (isinstance(output, tuple) and len(output) == 3 and all(isinstance(part, Tensor) for part in output)):
         return "its router does not return (logits, weights, expert ids)"
     logits_TE, weights_TK, ids_TK = output
-    if not weights_TK.shape == ids_TK.shape or logits_TE.shape[0] != NUM_PROBE_ROWS:
+    if weights_TK.shape != ids_TK.shape or logits_TE.shape[0] != NUM_PROBE_ROWS:
         return f"its router returns weights {tuple(weights_TK.shape)} for experts {tuple(ids_TK.shape)}"
     tolerance = 1e-5 if weights_TK.dtype == torch.float32 else 2e-2
     probs_TE = logits_TE.float().softmax(dim=-1)

@@ -238,4 +238,3 @@ class _MaskBlock:
 
 def _natural_routing(number: int, output: tuple[Tensor, Tensor, Tensor]) -> ExpertPlan:
     return ExpertPlan(ids_TK=output[2], weights_TK=output[1])
-

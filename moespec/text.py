@@ -12,7 +12,7 @@ CONTEXT_TOKENS = 8  # decoded again with each piece: some tokenizers write a tok
 
 
 class TextStream:
-    """Feed token ids one at a time with `push`; `finish` gives what was held back. `stopped` once a stop string came."""
+    """Feed token ids one at a time with `push`; `finish` gives what is held back. `stopped`: a stop string came."""
 
     def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()) -> None:
         self._tokenizer = tokenizer

@@ -33,7 +33,9 @@ class Frontier:
 Scorer = Callable[[Frontier], Tensor]
 
 
-def grow_tree(root_logp_V: Tensor, scorer: Scorer, root: int, config: TreeConfig, vocab_map: Tensor | None) -> DraftTree:
+def grow_tree(
+    root_logp_V: Tensor, scorer: Scorer, root: int, config: TreeConfig, vocab_map: Tensor | None
+) -> DraftTree:
     """Grow `depth` levels, expanding the `top_k` best nodes of each, and keep the best `total_tokens - 1` of the pool.
 
     root_logp_V: fp32 [V'], the drafter's log-probabilities after the root. Cumulative log-probability never rises along
@@ -53,9 +55,7 @@ def grow_tree(root_logp_V: Tensor, scorer: Scorer, root: int, config: TreeConfig
         ids_NA, logp_NA = _best(logp_NV, top_k)
         pool.expanded(frontier_pool_N, ids_NA, logp_NA)
         candidates_NK = frontier_logp_N[:, None] + logp_NA[:, :top_k]
-        start = pool.add(
-            ids_NA[:, :top_k].flatten(), candidates_NK.flatten(), frontier_pool_N.repeat_interleave(top_k)
-        )
+        start = pool.add(ids_NA[:, :top_k].flatten(), candidates_NK.flatten(), frontier_pool_N.repeat_interleave(top_k))
         frontier_logp_N, best_N = candidates_NK.flatten().topk(min(top_k, candidates_NK.numel()))
         children_N, rows_N = ids_NA[:, :top_k].flatten()[best_N], best_N // top_k
         frontier_pool_N = best_N + start

@@ -160,9 +160,7 @@ class _TreeScorer:
         mask_NS = torch.cat([hidden_ND.new_zeros(num_rows, length), ancestors_NR], dim=1)
         # The root's row has position length - 1, so its children have position length, equal for siblings.
         positions_N = torch.full((num_rows,), length + frontier.level - 1, device=device)
-        self._states_ND = drafter._forward(
-            frontier.tokens_N, hidden_ND, positions_N, length + self._num_rows, mask_NS
-        )
+        self._states_ND = drafter._forward(frontier.tokens_N, hidden_ND, positions_N, length + self._num_rows, mask_NS)
         self._num_rows += num_rows
         self._ancestors_NR = ancestors_NR
         return drafter._log_probs(self._states_ND)
@@ -184,6 +182,4 @@ def _rotate_half(x: Tensor) -> Tensor:
 def _causal_mask(num_rows: int, num_keys: int, like: Tensor) -> Tensor:
     """Additive [rows, keys]: the last `num_rows` keys are the rows' own."""
     minimum = torch.finfo(like.dtype).min
-    return torch.full((num_rows, num_keys), minimum, dtype=like.dtype, device=like.device).triu(
-        num_keys - num_rows + 1
-    )
+    return torch.full((num_rows, num_keys), minimum, dtype=like.dtype, device=like.device).triu(num_keys - num_rows + 1)

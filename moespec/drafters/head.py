@@ -202,7 +202,9 @@ def load_head(folder: Path, num_target_layers: int) -> Eagle3Head:
     expected = head.state_dict()
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unknown:
-        raise ValueError(f"{folder} is no EAGLE-3 head: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}.")
+        raise ValueError(
+            f"{folder} is no EAGLE-3 head: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}."
+        )
     wrong = [name for name, tensor in tensors.items() if tensor.shape != expected[name].shape]
     if wrong:
         raise ValueError(f"{folder} does not match its config.json: {', '.join(wrong)} have other shapes.")

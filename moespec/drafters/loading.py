@@ -1,4 +1,4 @@
-"""Which drafter an engine gets: a head beside the target, a named one, or none. Owns the matching of head and target."""
+"""Which drafter an engine gets: a head beside the target, a named one, or none. Owns matching head to target."""
 
 from __future__ import annotations
 

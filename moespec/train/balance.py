@@ -15,10 +15,9 @@ from torch import Tensor, nn
 class RouterTap:
     """Keeps the logits [N, E] that every router produced in the last forward."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.logits: list[Tensor] = []
-        layers: Any = model.model.layers
-        self._handles = [layer.mlp.gate.register_forward_hook(self._hook) for layer in layers]
+        self._handles = [layer.mlp.gate.register_forward_hook(self._hook) for layer in model.model.layers]
 
     def _hook(self, module: nn.Module, args: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
         self.logits.append(output[0])

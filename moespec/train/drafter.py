@@ -126,7 +126,10 @@ class DrafterTrainer:
         renderer = Renderer(tokenizer)
         answered = [json.loads(line) for line in own_answers.read_text(encoding="utf-8").splitlines()]
         # Two streams: the target's own answers and the corpus, in turns.
-        self.streams = [MixedStream(answered, renderer, args.seed, {"dialogue": 1.0}), MixedStream(documents, renderer, args.seed)]
+        self.streams = [
+            MixedStream(answered, renderer, args.seed, {"dialogue": 1.0}),
+            MixedStream(documents, renderer, args.seed),
+        ]
         held_out = read_documents(args.data, "heldout")
         self.held_out = list(held_out_batches(held_out, renderer, args.seed, LENGTH, 8))
         config = head_config(model)
@@ -175,9 +178,7 @@ class DrafterTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.args.lr, self.progress.fraction, self.num_steps, 50, decay_from=0.4)
         with torch.autocast(self.args.device, dtype=torch.bfloat16):
-            loss, agreement = unrolled_loss(
-                self.head, ids_BS, features_BSF, logits_BSV, weights_BS, self.args.unroll
-            )
+            loss, agreement = unrolled_loss(self.head, ids_BS, features_BSF, logits_BSV, weights_BS, self.args.unroll)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.head.parameters(), 0.5)
         self.optimizer.step()

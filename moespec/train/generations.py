@@ -47,7 +47,9 @@ def generate(model: Any, tokenizer: Any, documents: list[dict], path: Path, minu
             )
             if inputs["input_ids"].shape[1] > MAX_PROMPT_TOKENS:
                 inputs = {name: tensor[:, -MAX_PROMPT_TOKENS:] for name, tensor in inputs.items()}
-            sampling = {"do_sample": True, "temperature": 0.8, "top_k": 0} if count // BATCH % 2 else {"do_sample": False}
+            sampling = (
+                {"do_sample": True, "temperature": 0.8, "top_k": 0} if count // BATCH % 2 else {"do_sample": False}
+            )
             inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
             output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, **sampling)
             answers = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

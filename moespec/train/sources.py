@@ -38,7 +38,9 @@ def _chatterbot(row: dict, rng: random.Random) -> Iterator[Document]:
 
 def _wordnet(row: dict, rng: random.Random) -> Iterator[Document]:
     word, meaning = row["words"][0].replace("_", " "), row["definition"]
-    ask = rng.choice(("What does {} mean?", "Define {}.", "What is the meaning of {}?", "define {}", 'What does "{}" mean?'))
+    ask = rng.choice(
+        ("What does {} mean?", "Define {}.", "What is the meaning of {}?", "define {}", 'What does "{}" mean?')
+    )
     names = {"n": "noun", "v": "verb", "a": "adjective", "s": "adjective", "r": "adverb"}
     answer = f"{word} ({names.get(row['pos'], 'word')}): {meaning}."
     if row.get("examples") and rng.random() < 0.5:
@@ -117,7 +119,9 @@ def _prose(row: dict, rng: random.Random) -> Iterator[Document]:
 
 
 def _joke(row: dict, rng: random.Random) -> Iterator[Document]:
-    yield chat(rng.choice(("Tell me a joke.", "tell me a joke", "Do you know a joke?")), f"{row['setup']} {row['punchline']}")
+    yield chat(
+        rng.choice(("Tell me a joke.", "tell me a joke", "Do you know a joke?")), f"{row['setup']} {row['punchline']}"
+    )
 
 
 def _recipe(row: dict, rng: random.Random) -> Iterator[Document]:

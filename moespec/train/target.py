@@ -164,6 +164,7 @@ def next_token_loss(logits_BSV: Tensor, targets_BS: Tensor, weights_BS: Tensor |
 def _build_model(args: argparse.Namespace, config: dict, tokenizer: Any) -> Any:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+    model: Any
     if args.init is not None:
         model = AutoModelForCausalLM.from_pretrained(args.init, dtype=torch.float32)
     else:

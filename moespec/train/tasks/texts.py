@@ -10,8 +10,8 @@ from moespec.train.tasks.lexicon import LEXICON
 from moespec.train.tasks.numbers import NAMES
 
 WORDS = tuple(LEXICON)
-COLOURS = "red blue green yellow black white brown orange".split()
-CITIES = "Paris Rome Cairo Oslo Lima Tokyo Berlin Madrid Delhi Boston".split()
+COLOURS = ["red", "blue", "green", "yellow", "black", "white", "brown", "orange"]
+CITIES = ["Paris", "Rome", "Cairo", "Oslo", "Lima", "Tokyo", "Berlin", "Madrid", "Delhi", "Boston"]
 
 
 def counting(rng: random.Random) -> Task:
@@ -19,7 +19,14 @@ def counting(rng: random.Random) -> Task:
         word = rng.choice(WORDS)
         letter = rng.choice(word)
         answer = str(word.count(letter))
-        question = say(rng, 'How many times does the letter {l} appear in "{w}"?', "Count the letter {l} in {w}.", "How many {l}s are in {w}?", l=letter, w=word)
+        question = say(
+            rng,
+            'How many times does the letter {l} appear in "{w}"?',
+            "Count the letter {l} in {w}.",
+            "How many {l}s are in {w}?",
+            l=letter,
+            w=word,
+        )
         spelled = "-".join(word)
         return Task("counting", f"letter {letter} {word}", question, f"{spelled}: {answer}", answer)
     words = [rng.choice(WORDS) for _ in range(rng.randint(3, 8))]
@@ -45,9 +52,21 @@ def to_json(rng: random.Random) -> Task:
     sentence = f"{name} is {age} years old and lives in {city}."
     packed = json.dumps({"name": name, "age": age, "city": city})
     if rng.random() < 0.5:
-        question = say(rng, "Turn this into JSON: {s}", "Write as JSON with name, age and city: {s}", "JSON please: {s}", s=sentence)
+        question = say(
+            rng,
+            "Turn this into JSON: {s}",
+            "Write as JSON with name, age and city: {s}",
+            "JSON please: {s}",
+            s=sentence,
+        )
         return Task("json", f"to {name} {age} {city}", question, packed, packed)
-    question = say(rng, "Write this as a sentence: {j}", "Say it in a sentence: {j}", "Turn this JSON into a sentence: {j}", j=packed.replace("{", "{").replace("}", "}"))
+    question = say(
+        rng,
+        "Write this as a sentence: {j}",
+        "Say it in a sentence: {j}",
+        "Turn this JSON into a sentence: {j}",
+        j=packed.replace("{", "{").replace("}", "}"),
+    )
     return Task("json", f"from {name} {age} {city}", question, sentence, sentence)
 
 
@@ -70,14 +89,24 @@ def copy_edit(rng: random.Random) -> Task:
     old = words[place]
     text = " ".join(words)
     answer = " ".join(new if word == old else word for word in words)
-    question = say(rng, 'Replace "{o}" with "{n}": {t}', "Change {o} to {n} in: {t}", "Write this again with {n} instead of {o}: {t}", o=old, n=new, t=text)
+    question = say(
+        rng,
+        'Replace "{o}" with "{n}": {t}',
+        "Change {o} to {n} in: {t}",
+        "Write this again with {n} instead of {o}: {t}",
+        o=old,
+        n=new,
+        t=text,
+    )
     return Task("copy-edit", f"{old} {new} {text}", question, answer, answer)
 
 
 def definitions(rng: random.Random) -> Task:
     word = rng.choice(WORDS)
     meaning = LEXICON[word]
-    question = say(rng, "Which word means: {m}?", "What do we call {m}?", "Name it: {m}.", "What is the word for {m}?", m=meaning)
+    question = say(
+        rng, "Which word means: {m}?", "What do we call {m}?", "Name it: {m}.", "What is the word for {m}?", m=meaning
+    )
     return Task("definitions", f"word {word} {rng.randrange(8)}", question, f"{word}.", word)
 
 
@@ -96,7 +125,14 @@ def functions(rng: random.Random) -> Task:
     name, what, body, function = rng.choice(_FUNCTIONS)
     number = rng.randint(2, 99)
     name, what, body = (part.format(n=number) for part in (name, what, body))
-    question = say(rng, "Write a Python function {f} that {w}.", "Python: define {f}(x). It {w}.", "Code a function {f} which {w}.", f=name, w=what)
+    question = say(
+        rng,
+        "Write a Python function {f} that {w}.",
+        "Python: define {f}(x). It {w}.",
+        "Code a function {f} which {w}.",
+        f=name,
+        w=what,
+    )
     code = f"def {name}(x):\n    return {body}"
     checks = tuple(f"assert {name}({x}) == {function(x, number)!r}" for x in (0, number, number + 7))
     return Task("functions", f"{name}", question, code, code, checks)

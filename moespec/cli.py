@@ -1,0 +1,162 @@
+"""The command line: `python -m moespec generate | inspect | train`. Owns arguments and printing; knows no algorithm."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moespec import BudgetConfig, Engine, RunSummary, TreeConfig
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 2 and one sentence on stderr for what cannot be done."""
+    parser = argparse.ArgumentParser(prog="python -m moespec", description=__doc__.splitlines()[0] if __doc__ else None)
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_generate(commands)
+    inspect = commands.add_parser("inspect", help="what the engine sees in a target and its drafter")
+    _add_model_arguments(inspect)
+    inspect.set_defaults(handler=_inspect)
+    if "train" in (sys.argv[1:] if arguments is None else arguments)[:1]:
+        from moespec.train.cli import add_train_parser
+
+        add_train_parser(commands)
+    else:
+        commands.add_parser("train", help="train the tokenizer, the target, the draft head")
+    args = parser.parse_args(arguments)
+    try:
+        return args.handler(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", help="directory or hub id (default: the embedded model)")
+    parser.add_argument("--drafter", default="auto", help="auto, ngram, none, or a draft head's directory")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+
+
+def _add_generate(commands: Any) -> None:
+    parser = commands.add_parser("generate", help="stream an answer to the terminal")
+    parser.add_argument("prompt")
+    _add_model_arguments(parser)
+    parser.add_argument("--budget", default="none", metavar="N|none", help="experts per layer while a tree is verified")
+    parser.add_argument("--coverage", type=float, metavar="P", help="instead: the fewest experts with this router mass")
+    parser.add_argument("--policy", default="substitution", help="substitution or truncation")
+    parser.add_argument("--score", default="softmax", help="softmax (the paper's) or natural")
+    parser.add_argument("--row-weight", default="uniform", help="uniform (the paper's), depth or path")
+    parser.add_argument("--protect-root", action="store_true", help="never take an expert from the root")
+    parser.add_argument("--tree", metavar="TOTAL,DEPTH,TOPK", help="draft tree: rows with the root, levels, branching")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--ignore-eos", action="store_true")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="may be given more than once")
+    parser.add_argument("--raw", action="store_true", help="no chat template")
+    parser.add_argument("--json", action="store_true", help="one JSON object per step and, last, the summary")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="also write the trace as JSON lines")
+    parser.set_defaults(handler=_generate)
+
+
+def _load(args: argparse.Namespace) -> Engine:
+    import torch
+
+    from moespec import EMBEDDED_TARGET, Engine
+
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"threads={args.threads} is not allowed: use 1 or more.")
+        torch.set_num_threads(args.threads)
+    return Engine.from_pretrained(args.target or EMBEDDED_TARGET, args.drafter, device=args.device, dtype=args.dtype)
+
+
+def _budget(args: argparse.Namespace) -> BudgetConfig:
+    from moespec import BudgetConfig
+
+    if args.budget != "none" and not args.budget.lstrip("-").isdigit():
+        raise ValueError(f"budget={args.budget!r} is not a number of experts, nor none.")
+    return BudgetConfig(
+        budget=None if args.budget == "none" else int(args.budget),
+        coverage=args.coverage,
+        policy=args.policy,
+        score=args.score,
+        row_weight=args.row_weight,
+        protect_root=args.protect_root,
+    )
+
+
+def _tree(args: argparse.Namespace) -> TreeConfig:
+    from moespec import TreeConfig
+
+    if args.tree is None:
+        return TreeConfig()
+    parts = args.tree.split(",")
+    if len(parts) != 3 or not all(part.strip().lstrip("-").isdigit() for part in parts):
+        raise ValueError(f"tree={args.tree!r} is not TOTAL,DEPTH,TOPK: three whole numbers, such as 8,4,3.")
+    return TreeConfig(*(int(part) for part in parts))
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from moespec import Control, GenerationConfig, write_trace
+
+    generation = GenerationConfig(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        seed=args.seed,
+        ignore_eos=args.ignore_eos,
+        stop=tuple(args.stop),
+        raw=args.raw,
+    )
+    budget, tree = _budget(args), _tree(args)
+    engine = _load(args)
+    engine.check_budget(budget)
+    control = Control()
+    steps = engine.generate(args.prompt, generation, budget, tree, control)
+    previous = signal.signal(signal.SIGINT, lambda *_: control.stop())  # the step under way ends, the summary follows
+    seen = []
+    try:
+        for step in steps:
+            if args.json:
+                values = step.to_json()
+                values.pop("summary")
+                print(json.dumps(values), flush=True)
+            else:
+                print(step.text, end="", flush=True)
+            if args.trace is not None:
+                seen.append(step)
+            if step.summary is not None:
+                summary = step.summary
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if args.trace is not None:
+        write_trace(args.trace, engine.header(args.prompt, generation, budget, tree), seen)
+    print(json.dumps(vars(summary)) if args.json else _summary_lines(summary))
+    return 0
+
+
+def _summary_lines(summary: RunSummary) -> str:
+    experts = "no tree steps"
+    if summary.experts_natural is not None:
+        experts = f"experts per layer {summary.experts_natural:.1f} natural, {summary.experts_active:.1f} read"
+    return (
+        f"\n\n{len(summary.token_ids)} tokens, {summary.tokens_per_s:.1f} tokens/s, "
+        f"{summary.tokens_per_step:.2f} tokens per step; {experts}; router mass kept {summary.mass_kept:.3f}; "
+        f"{'lossless' if summary.lossless else 'lossy'}; ended by {summary.finish_reason}"
+    )
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    engine = _load(args)
+    print(json.dumps(vars(engine.info) | {"device": engine.card()}, indent=1))
+    return 0

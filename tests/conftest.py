@@ -1,0 +1,57 @@
+"""Tiny random MoEs shared by the tests. Large weights, so that greedy text does not settle into one token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    MixtralConfig,
+    MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+VOCAB = 97
+_SHARED = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+_FAMILIES: dict[str, Any] = {
+    "olmoe": lambda: OlmoeForCausalLM(
+        OlmoeConfig(**_SHARED, intermediate_size=16, num_experts=12, num_experts_per_tok=3)
+    ),
+    "qwen3_moe": lambda: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            **_SHARED, head_dim=8, moe_intermediate_size=16, num_experts=12, num_experts_per_tok=3, norm_topk_prob=True
+        )
+    ),
+    "mixtral": lambda: MixtralForCausalLM(
+        MixtralConfig(**_SHARED, intermediate_size=16, num_local_experts=6, num_experts_per_tok=2)
+    ),
+}
+FAMILIES = tuple(_FAMILIES)
+
+
+def tiny_model(family: str, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    model = _FAMILIES[family]().eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param

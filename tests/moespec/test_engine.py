@@ -1,0 +1,232 @@
+"""The engine against transformers' own generate, and the invariants of a run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from moespec import BudgetConfig, Control, Engine, GenerationConfig, StepTrace, TreeConfig
+from moespec.kv_cache import TreeCache
+from moespec.run import Conversation
+from tests.conftest import VOCAB, tiny_model
+from tests.drafters import PlantingDrafter
+
+NEW_TOKENS = 48
+
+
+def reference_ids(model, prompt_ids, num_tokens: int = NEW_TOKENS) -> list[int]:
+    output = model.generate(prompt_ids[None], do_sample=False, max_new_tokens=num_tokens)
+    return output[0].tolist()
+
+
+def prompt() -> torch.Tensor:
+    return torch.randint(0, VOCAB, (11,), generator=torch.Generator().manual_seed(1))
+
+
+def planted_engine(family: str, known: float = 1.0) -> tuple[Engine, list[int]]:
+    reference = reference_ids(tiny_model(family), prompt())
+    drafter = PlantingDrafter(reference, VOCAB, known=known)
+    return Engine.from_model(tiny_model(family), drafter=drafter), reference
+
+
+def run(engine: Engine, **kwargs) -> list[StepTrace]:
+    generation = kwargs.pop("generation", GenerationConfig(max_new_tokens=NEW_TOKENS))
+    return list(engine.generate(kwargs.pop("prompt", prompt()), generation, **kwargs))
+
+
+def test_greedy_trees_write_what_generate_writes(family):
+    engine, reference = planted_engine(family)
+    summary = run(engine)[-1].summary
+    assert summary.token_ids == reference[11:]
+    assert summary.tokens_per_step >= 2.5  # the tree walk and the cache compaction were really exercised
+    assert summary.lossless
+
+
+def test_useless_drafts_change_nothing(family):
+    engine, reference = planted_engine(family, known=0.3)
+    assert run(engine)[-1].summary.token_ids == reference[11:]
+
+
+def test_plain_decoding_writes_what_generate_writes(family):
+    model = tiny_model(family)
+    steps = run(Engine.from_model(tiny_model(family)))
+    assert steps[-1].summary.token_ids == reference_ids(model, prompt())[11:]
+    assert {step.kind for step in steps} == {"prefill", "plain"}
+
+
+def test_budget_of_all_experts_is_bit_identical(family):
+    texts = []
+    for budget in (None, 64):
+        engine, _ = planted_engine(family)
+        steps = run(engine, budget=BudgetConfig(budget=budget))
+        cache = engine._conversation.cache
+        texts.append((steps[-1].summary.token_ids, cache.layers[-1].keys[:, :, : cache.length].clone()))
+    assert texts[0][0] == texts[1][0]
+    assert torch.equal(texts[0][1], texts[1][1])
+
+
+@pytest.mark.parametrize("policy", ["substitution", "truncation"])
+def test_budget_bounds_the_experts_touched(family, policy):
+    engine, _ = planted_engine(family)
+    top_k = engine.info.top_k
+    steps = run(engine, budget=BudgetConfig(budget=top_k + 1, policy=policy))
+    trees = [step for step in steps if step.kind == "tree"]
+    assert trees
+    assert all(max(step.experts_active) <= top_k + 1 for step in trees)
+    assert max(max(step.experts_natural) for step in trees) > top_k + 1  # so that the bound bites
+    assert not steps[-1].summary.lossless
+
+
+def test_nan_in_dropped_experts_changes_nothing(family):
+    """Experts outside every plan may hold NaN: they are never read."""
+    engine, _ = planted_engine(family)
+    budget = BudgetConfig(budget=engine.info.top_k)
+    used: list[set[int]] = [set() for _ in engine.target.moe_layers]
+    original = engine.target._experts_function
+    before = run(engine, budget=budget)
+
+    layers = {id(moe.experts): n for n, moe in enumerate(engine.target.moe_layers)}
+
+    def poisoned(experts, x_TD, ids_TK, weights_TK):
+        active = set(ids_TK[weights_TK != 0].tolist())
+        used[layers[id(experts)]] |= active
+        saved = experts.down_proj.data.clone()
+        outside = [expert for expert in range(experts.num_experts) if expert not in active]
+        experts.down_proj.data[outside] = torch.nan
+        out = original(experts, x_TD, ids_TK, weights_TK)
+        experts.down_proj.data.copy_(saved)
+        return out
+
+    from moespec.hf import ALL_EXPERTS_FUNCTIONS
+
+    engine._conversation = None
+    engine.drafter._rng.seed(0)
+    ALL_EXPERTS_FUNCTIONS[engine.target._key] = poisoned
+    after = run(engine, budget=budget)
+    assert after[-1].summary.token_ids == before[-1].summary.token_ids
+    assert any(used)
+
+
+def test_cache_after_compaction_equals_a_fresh_prefill(family):
+    engine, _ = planted_engine(family)
+    run(engine)
+    conversation = engine._conversation
+    fresh = Engine.from_model(tiny_model(family))
+    fresh._conversation = Conversation(TreeCache(3))
+    run(fresh, prompt=conversation.token_ids, generation=GenerationConfig(max_new_tokens=1))
+    length = conversation.cache.length
+    assert length == len(conversation.token_ids) - 1
+    for ours, theirs in zip(conversation.cache.layers, fresh._conversation.cache.layers, strict=True):
+        torch.testing.assert_close(ours.keys[:, :, :length], theirs.keys[:, :, :length], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.values[:, :, :length], theirs.values[:, :, :length], atol=1e-4, rtol=1e-4)
+
+
+def test_budget_moves_while_running_and_lossless_follows():
+    engine, _ = planted_engine("qwen3_moe")
+    control = Control()
+    seen = []
+    for step in engine.generate(prompt(), GenerationConfig(max_new_tokens=NEW_TOKENS), control=control):
+        seen.append(step)
+        if len(seen) == 4:
+            control.update(budget=BudgetConfig(budget=3))
+        if len(seen) == 7:
+            control.update(budget=BudgetConfig())
+    assert [step.settings.budget for step in seen[:8]] == [None] * 4 + [3] * 3 + [None]
+    assert all(step.lossless for step in seen[:4])
+    assert not any(step.lossless for step in seen[4:])  # the cache stays lossy when the budget is switched off
+    again = run(engine)  # a new turn cuts the cache back to the prompt: its lossy part is gone
+    assert again[-1].summary.lossless
+
+
+def test_stop_ends_within_one_step_and_the_engine_stays_usable():
+    engine, reference = planted_engine("olmoe")
+    control = Control()
+    steps = engine.generate(prompt(), GenerationConfig(max_new_tokens=NEW_TOKENS), control=control)
+    next(steps), next(steps)
+    control.stop()
+    last = next(steps)
+    assert last.summary is not None
+    assert last.summary.finish_reason == "stopped"
+    assert run(engine)[-1].summary.token_ids == reference[11:]
+
+
+def test_closing_and_failing_runs_leave_the_engine_usable(monkeypatch):
+    engine, reference = planted_engine("mixtral")
+    steps = engine.generate(prompt(), GenerationConfig(max_new_tokens=NEW_TOKENS))
+    next(steps), next(steps)
+    steps.close()
+    assert run(engine)[-1].summary.token_ids == reference[11:]
+    steps = engine.generate(prompt(), GenerationConfig(max_new_tokens=NEW_TOKENS))
+    next(steps)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.target, "forward", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            next(steps)
+    assert run(engine)[-1].summary.token_ids == reference[11:]
+
+
+def test_close_gives_the_model_back():
+    model = tiny_model("olmoe")
+    reference = reference_ids(model, prompt())
+    engine = Engine.from_model(model, drafter="ngram")
+    run(engine, budget=BudgetConfig(budget=3))
+    assert reference_ids(model, prompt()) == reference  # inert outside a step, too
+    engine.close()
+    assert reference_ids(model, prompt()) == reference
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_trace_survives_json():
+    engine, _ = planted_engine("olmoe")
+    for step in run(engine, budget=BudgetConfig(budget=4)):
+        assert StepTrace.from_json(json.loads(json.dumps(step.to_json()))) == step
+
+
+def test_a_seed_gives_the_same_text_whatever_the_tree():
+    generation = GenerationConfig(max_new_tokens=30, temperature=0.9, seed=5)
+    engine, _ = planted_engine("qwen3_moe", known=0.5)
+    plain = Engine.from_model(tiny_model("qwen3_moe"))
+    assert (
+        run(engine, generation=generation)[-1].summary.token_ids
+        == run(plain, generation=generation)[-1].summary.token_ids
+    )
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        ([], "the prompt is empty"),
+        ([VOCAB], "outside the vocabulary"),
+        ("text", "no tokenizer"),
+        (list(range(90)) * 6, "context is 512"),
+        (torch.zeros(2, 2, dtype=torch.long), "one-dimensional"),
+        (3.5, "a prompt is"),
+    ],
+)
+def test_bad_prompts_are_refused_in_a_sentence(bad, sentence):
+    engine = Engine.from_model(tiny_model("olmoe"))
+    with pytest.raises(ValueError, match=sentence):
+        engine.generate(bad)
+
+
+@pytest.mark.parametrize("budget", [2, 13])
+def test_budget_outside_the_model_is_refused_with_the_range(budget):
+    engine = Engine.from_model(tiny_model("olmoe"))
+    with pytest.raises(ValueError, match="3 to 12"):
+        engine.check_budget(BudgetConfig(budget=budget))
+
+
+@pytest.mark.parametrize("values", [{"total_tokens": 0}, {"total_tokens": 65}, {"depth": 0}, {"top_k": "3"}])
+def test_bad_trees_are_refused(values):
+    with pytest.raises(ValueError, match="is not allowed"):
+        TreeConfig(**values)
+
+
+@pytest.mark.parametrize(
+    "values", [{"budget": 0}, {"budget": "8"}, {"policy": "drop"}, {"coverage": 1.5}, {"budget": 8, "coverage": 0.5}]
+)
+def test_bad_budgets_are_refused(values):
+    with pytest.raises(ValueError, match=r"is not allowed|neither|exclude"):
+        BudgetConfig(**values)
