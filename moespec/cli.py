@@ -69,8 +69,11 @@ def _add_generate(commands: Any) -> None:
 
 def _load(args: argparse.Namespace) -> Engine:
     import torch
+    from transformers.utils import logging
 
     from moespec import EMBEDDED_TARGET, Engine
+
+    logging.disable_progress_bar()  # stderr is for errors alone
 
     if args.threads is not None:
         if args.threads < 1:

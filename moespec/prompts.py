@@ -15,7 +15,11 @@ def encode_prompt(
     prompt: Any, generation: GenerationConfig, tokenizer: Any, vocab_size: int, max_context: int
 ) -> list[int]:
     """Token ids of a prompt. ValueError, in one sentence, if it is empty, too long, or of no known form."""
-    if isinstance(prompt, Tensor) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], int)):
+    if not isinstance(prompt, str | list | Tensor):
+        raise ValueError(f"a prompt is a text, a list of chat messages or token ids, not {type(prompt).__name__}.")
+    if isinstance(prompt, list) and not prompt:
+        raise ValueError("the prompt is empty: write something first.")
+    if isinstance(prompt, Tensor) or (isinstance(prompt, list) and isinstance(prompt[0], int)):
         token_ids = _checked_ids(prompt, vocab_size)
     elif tokenizer is None:
         raise ValueError("this engine has no tokenizer: give the prompt as token ids.")
@@ -25,10 +29,8 @@ def encode_prompt(
         messages = [{"role": "user", "content": prompt}]
         as_it_is = generation.raw or not getattr(tokenizer, "chat_template", None)
         token_ids = tokenizer(prompt)["input_ids"] if as_it_is else _chat_ids(messages, tokenizer)
-    elif isinstance(prompt, list):
-        token_ids = _chat_ids(_checked_messages(prompt), tokenizer)
     else:
-        raise ValueError(f"a prompt is a text, a list of chat messages or token ids, not {type(prompt).__name__}.")
+        token_ids = _chat_ids(_checked_messages(prompt), tokenizer)
     if tokenizer is None and generation.stop:
         raise ValueError("this engine has no tokenizer: stop strings cannot be recognised.")
     if len(token_ids) >= max_context:
@@ -57,8 +59,6 @@ def _checked_ids(prompt: list[int] | Tensor, vocab_size: int) -> list[int]:
 
 
 def _checked_messages(messages: list) -> list[dict]:
-    if not messages:
-        raise ValueError("the prompt is empty: give at least one message.")
     for message in messages:
         is_message = isinstance(message, dict) and message.get("role") in ROLES
         if not is_message or not isinstance(message.get("content"), str):
