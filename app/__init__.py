@@ -1,0 +1,1 @@
+"""The Gradio page. Imports moespec's public names only."""

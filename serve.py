@@ -1,0 +1,10 @@
+"""Starts the page. A Hugging Face Space runs this file; so does `make demo`."""
+
+import os
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+from app.main import launch
+
+if __name__ == "__main__":
+    launch()
