@@ -1,0 +1,101 @@
+"""Incremental drafting against the training-time forward: two programs for one formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moespec import DraftContext, TreeConfig
+from moespec.drafters.eagle3 import Eagle3Drafter
+from moespec.drafters.head import Eagle3Config, Eagle3Head, load_head, save_head
+
+VOCAB, NUM_COMMITTED = 31, 9
+
+
+def tiny_head(**options) -> Eagle3Head:
+    torch.manual_seed(0)
+    config = Eagle3Config(
+        hidden_size=16,
+        intermediate_size=24,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=VOCAB,
+        draft_vocab_size=VOCAB,
+        tap_layers=(1, 2, 3),
+        target_hidden_size=16,
+        **options,
+    )
+    head = Eagle3Head(config).requires_grad_(False)
+    for parameter in head.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    head.embeddings = torch.randn(VOCAB, 16)
+    return head
+
+
+@pytest.mark.parametrize("options", [{}, {"norm_before_residual": True}, {"norm_output": True}])
+def test_a_drafted_chain_has_the_probabilities_of_the_training_forward(options):
+    head = tiny_head(**options)
+    drafter = Eagle3Drafter(head, max_context=64)
+    token_ids = torch.randint(0, VOCAB, (NUM_COMMITTED + 1,)).tolist()  # the last one is the root
+    features_NF = torch.randn(NUM_COMMITTED, 48)
+    drafter.observe(features_NF[:4])  # in two parts, as after two steps
+    drafter.observe(features_NF[4:])
+    tree = drafter.propose(DraftContext(token_ids, TreeConfig(total_tokens=4, depth=3, top_k=1)))
+    drafted = tree.tokens_T.tolist()[1:]
+    # Teacher-forced with the drafted chain: row n - 1 of unrolled step i predicts the chain's token i.
+    tokens_1S = torch.tensor([token_ids[1:] + drafted[:-1]])
+    padded_1SF = torch.cat([features_NF, torch.zeros(2, 48)])[None]
+    expected, total = [], 0.0
+    for step, logits_1SV in enumerate(head.unrolled(tokens_1S, padded_1SF, 3)):
+        total += float(logits_1SV[0, NUM_COMMITTED - 1].log_softmax(-1)[drafted[step]])
+        expected.append(total)
+    assert tree.draft_logp_T.tolist()[1:] == pytest.approx(expected, abs=1e-4)
+    assert tree.parents_T.tolist() == [-1, 0, 1, 2]
+
+
+def test_trees_keep_the_best_paths_and_their_ancestors():
+    drafter = Eagle3Drafter(tiny_head(), max_context=64)
+    token_ids = list(range(NUM_COMMITTED + 1))
+    drafter.observe(torch.randn(NUM_COMMITTED, 48))
+    tree = drafter.propose(DraftContext(token_ids, TreeConfig(total_tokens=12, depth=4, top_k=3)))
+    assert tree.num_rows == 12
+    parents, logp = tree.parents_T.tolist(), tree.draft_logp_T.tolist()
+    for row in range(1, 12):
+        assert parents[row] < row
+        assert logp[row] <= logp[parents[row]]
+        ancestors = {row}
+        while parents[row] >= 0:
+            row = parents[row]
+            ancestors.add(row)
+        assert set(tree.mask_TT[max(ancestors)].nonzero()[:, 0].tolist()) == ancestors
+    siblings = [(parents[row], int(tree.tokens_T[row])) for row in range(1, 12)]
+    assert len(set(siblings)) == len(siblings)
+
+
+def test_drafting_again_after_a_cut_gives_the_same_tree():
+    drafter = Eagle3Drafter(tiny_head(), max_context=64)
+    token_ids, features_NF = list(range(NUM_COMMITTED + 1)), torch.randn(NUM_COMMITTED, 48)
+    drafter.observe(features_NF)
+    first = drafter.propose(DraftContext(token_ids, TreeConfig()))
+    drafter.truncate(5)
+    drafter.observe(features_NF[5:])
+    second = drafter.propose(DraftContext(token_ids, TreeConfig()))
+    assert torch.equal(first.tokens_T, second.tokens_T)
+    torch.testing.assert_close(first.draft_logp_T, second.draft_logp_T)
+
+
+def test_the_native_layout_survives_a_round_trip_and_names_what_is_missing(tmp_path):
+    head = tiny_head()
+    save_head(head, tmp_path, torch.float32)
+    again = load_head(tmp_path, num_target_layers=6)
+    assert again.config == head.config
+    assert all(torch.equal(head.state_dict()[name], tensor) for name, tensor in again.state_dict().items())
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["fc.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"missing \['fc.weight'\]"):
+        load_head(tmp_path, num_target_layers=6)
