@@ -1,0 +1,93 @@
+"""What decides a run: the balance loss, the masks of what the assistant says, the budget, the split."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moespec import EMBEDDED_TARGET
+from moespec.hf import AutoTokenizer
+from moespec.train.balance import balance_loss
+from moespec.train.data import MixedStream, Renderer
+from moespec.train.filters import rejection_reason
+from moespec.train.prepare import identity_documents, is_held_out
+from moespec.train.schedule import Progress, learning_rate
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(EMBEDDED_TARGET)
+
+
+def chats() -> list[dict]:
+    import random
+
+    return list(identity_documents(random.Random(0), count=50))
+
+
+def test_balance_loss_equals_its_definition():
+    logits = [torch.randn(40, 6, generator=torch.Generator().manual_seed(n)) for n in range(2)]
+    expected = 0.0
+    for logits_NE in logits:
+        probs = logits_NE.double().softmax(-1)
+        for expert in range(6):
+            chosen = sum(expert in row.topk(2).indices.tolist() for row in probs)
+            expected += 6 * chosen / (40 * 2) * float(probs[:, expert].mean()) / 2
+    assert float(balance_loss(logits, top_k=2)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_mask_covers_what_the_assistant_says_and_its_end(tokenizer):
+    document = {"messages": [{"role": "user", "content": "Hi there"}, {"role": "assistant", "content": "Hello 12!"}]}
+    ids, mask = Renderer(tokenizer)(document)
+    said = tokenizer.decode([token for token, is_said in zip(ids, mask, strict=True) if is_said])
+    assert said == "Hello 12!<|im_end|>"
+    template = tokenizer.apply_chat_template(document["messages"], tokenize=False)
+    assert tokenizer.decode(ids) == template + "<|endoftext|>"
+
+
+def test_a_restored_stream_goes_on_where_it_was(tokenizer):
+    streams = [MixedStream(chats(), Renderer(tokenizer), seed=3) for _ in range(2)]
+    streams[0].batch(2, 64)
+    streams[1].restore(streams[0].state())
+    ours, theirs = (stream.batch(2, 64) for stream in streams)
+    assert torch.equal(ours[0], theirs[0])
+    assert torch.equal(ours[1], theirs[1])
+
+
+def test_sequences_join_without_gap_or_overlap(tokenizer):
+    stream = MixedStream(chats(), Renderer(tokenizer), seed=3)
+    ids_BS, _ = stream.batch(3, 32)
+    assert torch.equal(ids_BS[:-1, -1], ids_BS[1:, 0])
+    assert stream.batch(1, 32)[0][0, 0] == ids_BS[-1, -1]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("write to a.b@example.com", "personal data"),
+        ("call (555) 123-4567 now", "personal data"),
+        ("hello [user 2's name]", "placeholder"),
+        ("what the fuck", "profanity"),
+        ("the Dickens novel has 200 pages", None),
+    ],
+)
+def test_filters(text, reason):
+    assert rejection_reason(text) == reason
+
+
+def test_the_split_is_by_text_alone_and_near_one_in_fifty():
+    documents = [{"text": f"document {n}"} for n in range(20_000)]
+    share = sum(map(is_held_out, documents)) / len(documents)
+    assert 0.015 < share < 0.025
+    assert is_held_out({"text": "x", "source": "a"}) == is_held_out({"text": "x", "source": "b"})
+
+
+def test_the_rate_warms_up_and_ends_low():
+    assert learning_rate(1.0, 0.0, 0, 100) == pytest.approx(0.01)
+    assert learning_rate(1.0, 0.5, 500, 100) == 1.0
+    assert learning_rate(1.0, 1.0, 500, 100) == pytest.approx(0.01)
+
+
+def test_a_run_needs_one_budget():
+    with pytest.raises(ValueError, match="either minutes or tokens"):
+        Progress(None, None)
