@@ -6,6 +6,7 @@ specialised within a sequence, which is what a budget lives on.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -44,20 +45,27 @@ def balance_loss(logits_by_layer: list[Tensor], top_k: int) -> Tensor:
 
 
 def concentration(logits_by_layer: list[Tensor], top_k: int, window: int = 32) -> dict[str, float]:
-    """Median over layers: share of natural top-k weight inside the top 16 / 24 / 32 experts of `window` tokens."""
+    """How unevenly experts are used.
+
+    Medians over layers of the share of natural top-k weight inside the top 16 / 24 / 32 experts of `window` tokens,
+    and of the entropy of all the weight as a share of its maximum; dead experts are counted over all layers.
+    """
     figures: dict[str, float] = {}
-    dead = 0
+    dead, entropies = 0, []
     shares: dict[int, list[Tensor]] = {16: [], 24: [], 32: []}
     for logits_NE in logits_by_layer:
         top = logits_NE.float().softmax(dim=-1).topk(top_k, dim=-1)
         weights_NK = top.values / top.values.sum(dim=-1, keepdim=True)
         dense_NE = torch.zeros_like(logits_NE, dtype=torch.float32).scatter_(1, top.indices, weights_NK)
-        dead += int((dense_NE.sum(dim=0) == 0).sum())
+        usage_E = dense_NE.sum(dim=0) / len(dense_NE)
+        dead += int((usage_E == 0).sum())
+        entropies.append(torch.special.entr(usage_E).sum() / math.log(len(usage_E)))
         windows_WE = dense_NE[: len(dense_NE) // window * window].view(-1, window, dense_NE.shape[1]).sum(dim=1)
         ordered_WE = windows_WE.sort(dim=-1, descending=True).values
         for size, values in shares.items():
             values.append((ordered_WE[:, :size].sum(dim=-1) / window).mean())
     for size, values in shares.items():
         figures[f"natural_weight_top{size}"] = round(float(torch.stack(values).median()), 4)
+    figures["usage_entropy"] = round(float(torch.stack(entropies).median()), 4)
     figures["dead_experts"] = dead
     return figures

@@ -24,6 +24,11 @@ def add_train_parser(subparsers: argparse._SubParsersAction) -> None:
 
     target.add_arguments(steps.add_parser("target", help="train the embedded Mixture-of-Experts"))
     drafter.add_arguments(steps.add_parser("drafter", help="train an EAGLE-3 head for a target"))
+    prompts = steps.add_parser("prompts", help="draw the benchmark's prompts from held-out documents and tasks")
+    prompts.add_argument("--data", type=Path, required=True)
+    prompts.add_argument("--tokenizer", type=Path, required=True)
+    prompts.add_argument("--out", type=Path, required=True)
+    prompts.add_argument("--seed", type=int, default=0)
     train.set_defaults(handler=run_train)
 
 
@@ -37,6 +42,11 @@ def run_train(args: argparse.Namespace) -> int:
         return 0
     if args.step == "tokenizer":
         return _train_tokenizer(args)
+    if args.step == "prompts":
+        from moespec.train.bench_prompts import write_prompts
+
+        print(f"{write_prompts(args.data, args.tokenizer, args.out, args.seed)} prompts written to {args.out}")
+        return 0
     from moespec.train import drafter, target
 
     return drafter.run(args) if args.step == "drafter" else target.run(args)

@@ -6,6 +6,7 @@ Owns the training loop, its checkpoints, log and export. Data, balance and sched
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ from moespec.train.schedule import Progress, learning_rate
 ASSISTANT_ONLY_FROM = 0.8  # loss on what the assistant says alone in the last fifth
 LONG_FROM = 0.9  # the last tenth in sequences of LONG_LENGTH, so that long chats hold
 LENGTH, LONG_LENGTH = 256, 1024
+NO_SETTINGS = ("handler", "command", "step", "resume")
 CHECKPOINT_S, SNAPSHOT_S, EVALUATE_S = 300.0, 720.0, 600.0
 
 
@@ -62,7 +64,7 @@ class TargetTrainer:
         groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=True)
         self.progress = Progress(args.minutes, args.tokens)
-        self.num_steps = 0
+        self.num_steps, self.rate = 0, 0.0
         args.work.mkdir(parents=True, exist_ok=True)
         if args.resume:
             self._restore()
@@ -100,9 +102,9 @@ class TargetTrainer:
         length = LONG_LENGTH if fraction >= LONG_FROM else LENGTH
         ids_BS, said_BS = self.stream.batch(max(1, self.args.batch_tokens // length), length)
         ids_BS, said_BS = ids_BS.to(self.args.device), said_BS.to(self.args.device)
-        rate = learning_rate(self.args.lr, fraction, self.num_steps, warmup_steps=100)
+        self.rate = learning_rate(self.args.lr, fraction, self.num_steps, warmup_steps=100)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.rate
         with torch.autocast(self.args.device, dtype=torch.bfloat16):
             logits_BSV = self.model(ids_BS[:, :-1], use_cache=False).logits
         weights_BS = said_BS[:, 1:].float() if fraction >= ASSISTANT_ONLY_FROM else None
@@ -135,13 +137,14 @@ class TargetTrainer:
         for stale in folder.glob("model*.safetensors*"):
             stale.unlink()
         weights = {name: tensor.to(torch.bfloat16) for name, tensor in self.model.state_dict().items()}
-        original, self.model.config.dtype = self.model.config.dtype, torch.bfloat16
         self.model.save_pretrained(folder, state_dict=weights, max_shard_size="10MB")
-        self.model.config.dtype = original
+        config = copy.deepcopy(self.model.config)
+        config.dtype = torch.bfloat16  # save_pretrained names the dtype trained in, and loading follows it
+        config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         record = {
             "seed": self.args.seed,
-            "settings": {name: _plain(value) for name, value in vars(self.args).items() if name != "handler"},
+            "settings": {name: _plain(value) for name, value in vars(self.args).items() if name not in NO_SETTINGS},
             "data_sha256": file_hashes(self.args.data),
             "tokens": self.progress.tokens,
             "trained_seconds": round(self.progress.seconds),
@@ -198,6 +201,7 @@ def run(args: argparse.Namespace) -> int:
                     flush=True,
                 )
                 entry = {"step": trainer.num_steps, "tokens": progress.tokens, "loss": recent, "balance": balance}
+                entry |= {"lr": trainer.rate, "tokens_per_s": round(rate), "seconds": round(progress.seconds)}
                 log.write(json.dumps(entry) + "\n")
             if now - last["evaluate"] > EVALUATE_S:
                 figures = trainer.evaluate()
