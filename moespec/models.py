@@ -16,8 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moespec.dense import PackedLinear, can_pack, grouped_attention
 from moespec.experts import choose_backend, unsupported_reason
-from moespec.hf import ALL_EXPERTS_FUNCTIONS, AutoConfig, AutoModelForCausalLM, AutoTokenizer, Cache, PreTrainedModel
+from moespec.hf import (
+    ALL_ATTENTION_FUNCTIONS,
+    ALL_EXPERTS_FUNCTIONS,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Cache,
+    PreTrainedModel,
+)
 from moespec.integrity import verify_manifest
 from moespec.routing import RouterFamily, identify_family
 from moespec.types import ExpertPlan
@@ -146,6 +155,8 @@ class Target:
         self.tap(tap_layers)
         self._key = f"moespec-{next(_engine_numbers)}"
         ALL_EXPERTS_FUNCTIONS[self._key] = self._experts_function
+        ALL_ATTENTION_FUNCTIONS[self._key] = grouped_attention
+        self._packed = self._pack_linear_layers()
         self._configs = list({id(moe.experts.config): moe.experts.config for moe in self.moe_layers}.values())
 
     def _probe_top_k(self, router: nn.Module) -> int:
@@ -161,6 +172,26 @@ class Target:
             self.layers[number].register_forward_pre_hook(self._tap_hook(number), with_kwargs=True) for number in layers
         ]
         self._tap_layers = layers
+
+    def _pack_linear_layers(self) -> list[nn.Linear]:
+        """Give large linear layers a `forward` that multiplies by packed weights inside a step."""
+        large = [m for m in self.model.modules() if type(m) is nn.Linear and can_pack(m.weight)]
+        for linear in large:
+            linear.forward = self._packed_forward(linear)  # type: ignore[method-assign, assignment]
+        return large
+
+    def _packed_forward(self, linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+        packed = PackedLinear(linear.weight, linear.bias)
+
+        def forward(x: Tensor) -> Tensor:
+            nonlocal packed
+            if self._route is None:
+                return nn.Linear.forward(linear, x)
+            if not packed.packs(linear.weight):
+                packed = PackedLinear(linear.weight, linear.bias)
+            return packed(x)
+
+        return forward
 
     @property
     def bytes_per_expert(self) -> int:
@@ -184,15 +215,28 @@ class Target:
 
     def forward(self, token_ids_T: Tensor, positions_T: Tensor, mask: Tensor | None, cache: Cache, keep: int) -> Tensor:
         """Logits [keep, V] of the last `keep` rows; inside `stepping`. `mask`: additive [1, 1, T, S] or causal."""
-        output = self.model(
-            input_ids=token_ids_T[None],
-            attention_mask=mask,
-            position_ids=positions_T[None],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
+        with self._grouped_attention() if mask is not None else contextlib.nullcontext():
+            output = self.model(
+                input_ids=token_ids_T[None],
+                attention_mask=mask,
+                position_ids=positions_T[None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            )
         return output.logits[0]
+
+    @contextlib.contextmanager
+    def _grouped_attention(self) -> Iterator[None]:
+        """Inside, on a CPU: SDPA with a mask without a copy of every key for each group of heads."""
+        swapped = [c for c in self._configs if c._attn_implementation == "sdpa" and self.device.type == "cpu"]
+        for config in swapped:
+            config._attn_implementation_internal = self._key
+        try:
+            yield
+        finally:
+            for config in swapped:
+                config._attn_implementation_internal = "sdpa"
 
     def features(self) -> Tensor | None:
         """[T, num_taps * D]: the tapped residuals of the last forward inside a step; None without taps."""
@@ -204,9 +248,12 @@ class Target:
         """Remove every hook and the experts function; the model is as it was."""
         for handle in (*self._handles, *self._tap_handles):
             handle.remove()
-        self._handles, self._tap_handles = [], []
-        if self._key in ALL_EXPERTS_FUNCTIONS:
-            del ALL_EXPERTS_FUNCTIONS[self._key]
+        for linear in self._packed:
+            del linear.forward
+        self._handles, self._tap_handles, self._packed = [], [], []
+        for functions in (ALL_EXPERTS_FUNCTIONS, ALL_ATTENTION_FUNCTIONS):
+            if self._key in functions:
+                del functions[self._key]
 
     def _router_hook(self, number: int) -> Callable:
         def hook(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor, Tensor]) -> tuple | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -145,7 +146,9 @@ class Run:
         return self.drafter.propose(DraftContext(token_ids, config))
 
     def _verify(self, tree: DraftTree, prefix: int, recorder: StepRecorder) -> tuple[Tensor, Verdict]:
-        with self.mask.over(tree, prefix) as mask, self.target.stepping(recorder.route):
+        # A root alone sees everything before it: no mask, which lets attention take its shortest way.
+        masking = self.mask.over(tree, prefix) if tree.num_rows > 1 else nullcontext()
+        with masking as mask, self.target.stepping(recorder.route):
             positions_T = tree.depths_T + prefix
             cache = self.conversation.cache
             logits_TV = self.target.forward(tree.tokens_T, positions_T, mask, cache, keep=tree.num_rows)

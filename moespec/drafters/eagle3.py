@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moespec.dense import PackedLinear
 from moespec.drafters.base import DraftContext
 from moespec.drafters.head import Eagle3Head
 from moespec.tree import Frontier, grow_tree, root_only
@@ -29,16 +30,18 @@ class Eagle3Drafter:
         self.tap_layers = config.tap_layers
         self._config = config
         attention, mlp = head.midlayer.self_attn, head.midlayer.mlp
-        self._qkv = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]).detach()
-        self._gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).detach()
+        weights = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+        self._qkv = PackedLinear(torch.cat(weights))
+        self._gate_up = PackedLinear(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]))
+        self._down, self._lm_head = PackedLinear(mlp.down_proj.weight), PackedLinear(head.lm_head.weight)
         self._head = head
-        device = self._qkv.device
+        device, self._dtype = weights[0].device, weights[0].dtype
         self._vocab_map: Tensor | None = None
         if head.d2t is not None:
             self._vocab_map = torch.arange(config.draft_vocab_size, device=device) + head.d2t
-        self._cos, self._sin = _rope_table(config.head_dim, config.rope_theta, max_context + 32, self._qkv)
+        self._cos, self._sin = _rope_table(config.head_dim, config.rope_theta, max_context + 32, weights[0])
         shape = (2, config.num_key_value_heads, INITIAL_CAPACITY, config.head_dim)
-        self._kv = torch.empty(shape, dtype=self._qkv.dtype, device=device)
+        self._kv = torch.empty(shape, dtype=self._dtype, device=device)
         self._length = 0  # committed positions whose pair is in the KV cache
         self._pending: list[Tensor] = []  # features of later committed positions
 
@@ -76,7 +79,7 @@ class Eagle3Drafter:
 
     def _fuse(self, features_NF: Tensor) -> Tensor:
         """g = fc(concat of the taps), with the 3.1 norms where the head has them. [N, D]"""
-        return self._head.fuse(features_NF.to(self._qkv.dtype))
+        return self._head.fuse(features_NF.to(self._dtype))
 
     def _forward(
         self, tokens_N: Tensor, hidden_ND: Tensor, positions_N: Tensor, offset: int, mask_NS: Tensor | None
@@ -92,7 +95,7 @@ class Eagle3Drafter:
         embeds_ND = F.rms_norm(
             head.embed(tokens_N), hidden_ND.shape[-1:], layer.input_layernorm.weight, config.rms_norm_eps
         )
-        qkv_NX = F.linear(torch.cat([embeds_ND, normed_ND], dim=-1), self._qkv)
+        qkv_NX = self._qkv(torch.cat([embeds_ND, normed_ND], dim=-1))
         num_q, num_kv, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         qkv_HNd = qkv_NX.view(num_rows, num_q + 2 * num_kv, head_dim).transpose(0, 1)
         cos_Nd, sin_Nd = self._cos[positions_N], self._sin[positions_N]
@@ -115,13 +118,13 @@ class Eagle3Drafter:
         mlp_in_ND = F.rms_norm(
             residual_ND, residual_ND.shape[-1:], layer.post_attention_layernorm.weight, config.rms_norm_eps
         )
-        gate_NI, up_NI = F.linear(mlp_in_ND, self._gate_up).chunk(2, dim=-1)
-        return residual_ND + F.linear(F.silu(gate_NI) * up_NI, layer.mlp.down_proj.weight)
+        gate_NI, up_NI = self._gate_up(mlp_in_ND).chunk(2, dim=-1)
+        return residual_ND + self._down(F.silu(gate_NI) * up_NI)
 
     def _log_probs(self, states_ND: Tensor) -> Tensor:
         """fp32 log-probabilities [N, V'] over the draft vocabulary; no temperature: children are a top-k set."""
         normed_ND = F.rms_norm(states_ND, states_ND.shape[-1:], self._head.norm.weight, self._config.rms_norm_eps)
-        return F.linear(normed_ND, self._head.lm_head.weight).float().log_softmax(dim=-1)
+        return self._lm_head(normed_ND).float().log_softmax(dim=-1)
 
     def _next_hidden(self, states_ND: Tensor) -> Tensor:
         """What the next draft step reads as g: the state itself, or its norm for heads of the 3.1 kind."""

@@ -1,0 +1,63 @@
+"""What a short step needs of the dense layers on the CPU: packed linear layers and attention that copies no keys.
+
+Owns the two replacements and the rule for where they pay. Knows nothing of experts, trees or steps.
+
+Measured on 2 cores, fp32, 3 rows: a linear layer of 256 x 6,144 takes 0.49 ms as `F.linear`, which repacks the weight
+in every call, and 0.08 ms packed once; attention over 128 keys in grouped heads 55 us with repeated keys, 26 without.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Smaller weights gain nothing: calling the packed product costs about 20 us.
+MIN_PACKED_SIZE = 2**17
+EXPECTED_ROWS = 8
+
+
+class PackedLinear:
+    """y = x W^T + b for a weight [out, in], packed once where that pays and as `F.linear` elsewhere."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
+        self._packed: Tensor | None = None
+        if can_pack(weight):
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous(), EXPECTED_ROWS)
+
+    def packs(self, weight: Tensor) -> bool:
+        """Whether this is still the weight that was packed (a model's may be replaced under us)."""
+        return weight.data_ptr() == self._weight.data_ptr()
+
+    def __call__(self, x_ND: Tensor) -> Tensor:
+        if self._packed is None:
+            return F.linear(x_ND, self._weight, self._bias)
+        return torch.ops.mkldnn._linear_pointwise(x_ND, self._packed, self._bias, "none", [], "")
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Large fp32 weights on a CPU whose torch has oneDNN."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and weight.numel() >= MIN_PACKED_SIZE
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+def grouped_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """The signature of transformers' attention functions: [1, heads, T, d] to [1, T, heads, d]."""
+    out = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=attention_mask,
+        scale=settings.get("scaling"),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out.transpose(1, 2), None
