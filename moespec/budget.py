@@ -40,9 +40,7 @@ def score_experts(scores: RouterScores, kind: str, weights_T: Tensor | None) -> 
 def select_experts(score_E: Tensor, budget: int) -> Tensor:
     """S: the `budget` experts with the highest score, bool [E]; ties go to the lower id."""
     order_E = score_E.argsort(descending=True, stable=True)
-    kept_E = torch.zeros_like(score_E, dtype=torch.bool)
-    kept_E[order_E[:budget]] = True
-    return kept_E
+    return torch.zeros_like(score_E, dtype=torch.bool).index_fill_(0, order_E[:budget], True)
 
 
 def cover(score_E: Tensor, coverage: float, min_experts: int) -> Tensor:

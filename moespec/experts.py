@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 MAX_CACHED_BYTES = 512 * 1024  # of one expert; half of a small core's second-level cache
@@ -143,19 +142,26 @@ class _ExpertTables(_ExpertWeights):
         super().__init__(experts)
         self._up_XI = torch.cat(self.up_DI).contiguous()
         self._down_XD = torch.cat(self.down_ID).contiguous()
-        self._up_rows_ED = torch.arange(self._up_XI.shape[0]).view(experts.num_experts, -1)
-        self._down_rows_EI = torch.arange(self._down_XD.shape[0]).view(experts.num_experts, -1)
+        self._up_rows_ED, self._down_rows_EI = (
+            torch.arange(len(table), dtype=torch.int32).view(experts.num_experts, -1)
+            for table in (self._up_XI, self._down_XD)
+        )
 
     def row_sums(self, experts: Any, x_ND: Tensor, pairs: _Pairs) -> Tensor:
         """The same as `products`."""
-        hidden_NI = experts._apply_gate(_row_sums(self._up_XI, self._up_rows_ED[pairs.experts_N], x_ND))
+        hidden_NI = experts._apply_gate(_row_sums(self._up_XI, self._up_rows_ED, pairs.experts_N, x_ND))
         # Weighted before the narrower product: fewer numbers to scale, the same sum.
         scaled_NI = hidden_NI * pairs.weights_N1.to(hidden_NI.dtype)
-        return _row_sums(self._down_XD, self._down_rows_EI[pairs.experts_N], scaled_NI)
+        return _row_sums(self._down_XD, self._down_rows_EI, pairs.experts_N, scaled_NI)
 
 
-def _row_sums(table_XO: Tensor, rows_NI: Tensor, weights_NI: Tensor) -> Tensor:
-    return F.embedding_bag(rows_NI, table_XO, mode="sum", per_sample_weights=weights_NI)
+def _row_sums(table_XO: Tensor, rows_EI: Tensor, experts_N: Tensor, weights_NI: Tensor) -> Tensor:
+    """[N, O]: sum_i weights[n, i] * table[rows[experts[n], i]]."""
+    num_pairs, num_summed = weights_NI.shape
+    starts_N = torch.arange(0, num_pairs * num_summed, num_summed, dtype=torch.int32)
+    rows = rows_EI.index_select(0, experts_N).view(-1)
+    # mode 0 is the sum; without `F.embedding_bag`'s checks, which take as long as the sum for a single row
+    return torch.embedding_bag(table_XO, rows, starts_N, False, 0, False, weights_NI.reshape(-1))[0]
 
 
 def _fits_cache(experts: Any) -> bool:

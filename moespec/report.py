@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -48,32 +49,43 @@ def step_settings(budget: BudgetConfig, effective: int | None, tree: TreeConfig)
     )
 
 
-def tree_trace(tree: DraftTree, logits_TV: Tensor, verdict: Verdict, missing_T: Tensor, pieces: Pieces) -> TreeTrace:
-    """The tree with both models' opinions of it. Probabilities are unprocessed: no temperature, no top-p."""
-    log_total_T = logits_TV.logsumexp(dim=-1)
-    top = logits_TV.topk(min(NUM_ALTERNATIVES, logits_TV.shape[-1]), dim=-1)
-    top_p_TA = (top.values - log_total_T[:, None]).exp()
-    up_T = tree.parents_T.clamp(min=0)
-    target_p_T = (logits_TV[up_T, tree.tokens_T] - log_total_T[up_T]).exp()
-    path_p_T = tree.draft_logp_T.exp()
-    node_p_T = (tree.draft_logp_T - tree.draft_logp_T[up_T]).exp()
-    token_ids = tree.tokens_T.tolist()
-    accepted = set(verdict.path)
-    return TreeTrace(
-        token_ids=token_ids,
-        pieces=[pieces(token) for token in token_ids],
-        parents=tree.parents_T.tolist(),
-        depths=tree.depths_T.tolist(),
-        draft_p=_rounded(node_p_T),
-        path_p=_rounded(path_p_T),
-        target_p=[None, *_rounded(target_p_T[1:])],
-        accepted=[row in accepted for row in range(tree.num_rows)],
-        missing=missing_T.tolist(),
-        target_top=_alternatives(top.indices, top_p_TA, pieces),
-        draft_top=[[] for _ in token_ids]
-        if tree.alt_ids_TA is None or tree.alt_logp_TA is None
-        else _alternatives(tree.alt_ids_TA, tree.alt_logp_TA.exp(), pieces),
-    )
+@dataclass(frozen=True)
+class TreeOpinions:
+    """Both models' opinions of a tree, without the logits. Probabilities are unprocessed: no temperature, no top-p."""
+
+    tree: DraftTree
+    verdict: Verdict
+    target_p_T: Tensor
+    top_ids_TA: Tensor
+    top_p_TA: Tensor
+
+    @classmethod
+    def of(cls, tree: DraftTree, logits_TV: Tensor, verdict: Verdict) -> TreeOpinions:
+        log_total_T = logits_TV.logsumexp(dim=-1)
+        top = logits_TV.topk(min(NUM_ALTERNATIVES, logits_TV.shape[-1]), dim=-1)
+        up_T = tree.parents_T.clamp(min=0)
+        target_p_T = (logits_TV[up_T, tree.tokens_T] - log_total_T[up_T]).exp()
+        return cls(tree, verdict, target_p_T, top.indices, (top.values - log_total_T[:, None]).exp())
+
+    def trace(self, missing_T: Tensor, pieces: Pieces) -> TreeTrace:
+        tree, accepted = self.tree, set(self.verdict.path)
+        token_ids = tree.tokens_T.tolist()
+        parent_logp_T = tree.draft_logp_T[tree.parents_T.clamp(min=0)]
+        return TreeTrace(
+            token_ids=token_ids,
+            pieces=[pieces(token) for token in token_ids],
+            parents=tree.parents_T.tolist(),
+            depths=tree.depths_T.tolist(),
+            draft_p=_rounded((tree.draft_logp_T - parent_logp_T).exp()),
+            path_p=_rounded(tree.draft_logp_T.exp()),
+            target_p=[None, *_rounded(self.target_p_T[1:])],
+            accepted=[row in accepted for row in range(tree.num_rows)],
+            missing=missing_T.tolist(),
+            target_top=_alternatives(self.top_ids_TA, self.top_p_TA, pieces),
+            draft_top=[[] for _ in token_ids]
+            if tree.alt_ids_TA is None or tree.alt_logp_TA is None
+            else _alternatives(tree.alt_ids_TA, tree.alt_logp_TA.exp(), pieces),
+        )
 
 
 def _alternatives(ids_TA: Tensor, p_TA: Tensor, pieces: Pieces) -> list[list[list]]:
@@ -107,7 +119,8 @@ def step_trace(facts: StepFacts, number: int, lossless: bool, target: Target, pi
     """The trace of a step; its times are filled in by the loop."""
     counts = facts.counts
     natural, kept, active = ([], [], []) if counts is None else counts.num_experts_by_layer()
-    return StepTrace(
+    return StepTrace.deferred(
+        _details(facts, target, pieces),
         step=number,
         kind=facts.kind,
         t_ms=0.0,
@@ -115,10 +128,6 @@ def step_trace(facts: StepFacts, number: int, lossless: bool, target: Target, pi
         text=facts.text,
         origins=facts.origins,
         settings=facts.settings,
-        tree=None
-        if counts is None or facts.tree is None
-        else tree_trace(*facts.tree, counts.missing_LT.sum(0), pieces),
-        layers=[] if counts is None else counts.layer_traces([moe.layer for moe in target.moe_layers]),
         experts_natural=natural,
         experts_kept=kept,
         experts_active=active,
@@ -129,6 +138,16 @@ def step_trace(facts: StepFacts, number: int, lossless: bool, target: Target, pi
         other_ms=0.0,
         lossless=lossless,
     )
+
+
+def _details(facts: StepFacts, target: Target, pieces: Pieces) -> Callable:
+    """Makes (TreeTrace, list of LayerTrace); holds what that takes, which is not the logits."""
+    counts = facts.counts
+    if counts is None or facts.tree is None:
+        return lambda: (None, [])
+    opinions = TreeOpinions.of(*facts.tree)
+    layers = [moe.layer for moe in target.moe_layers]
+    return lambda: (opinions.trace(counts.missing_LT.sum(0), pieces), counts.layer_traces(layers))
 
 
 @dataclass

@@ -8,9 +8,10 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 SCHEMA = 1
 READABLE_SCHEMAS = (1,)  # the current schema and, once there is one, the one before
@@ -107,6 +108,7 @@ class StepTrace:
 
     kind: "prefill" (the prompt; emits the first token), "plain" (one row), "tree".
     origins: per emitted token, the depth of the accepted draft node it was, or 0 for the target's own.
+    `tree` and `layers` of a running engine's steps are made when they are first read: they take as long as a layer.
     """
 
     step: int
@@ -128,6 +130,21 @@ class StepTrace:
     other_ms: float
     lossless: bool
     summary: RunSummary | None = None
+
+    @classmethod
+    def deferred(cls, details: Callable[[], tuple[TreeTrace | None, list[LayerTrace]]], **values: Any) -> StepTrace:
+        """A step whose `tree` and `layers` are what `details` returns, asked for once and only if they are read."""
+        step = cls(tree=None, layers=[], **values)
+        del step.tree, step.layers
+        step.__dict__["_details"] = details
+        return step
+
+    def __getattr__(self, name: str) -> Any:
+        details = self.__dict__.pop("_details", None) if name in ("tree", "layers") else None
+        if details is None:
+            raise AttributeError(f"{type(self).__name__} has no {name!r}")
+        self.tree, self.layers = details()
+        return self.__dict__[name]
 
     def to_json(self) -> dict:
         """Plain dict, safe for `json.dumps`."""
