@@ -1,4 +1,4 @@
-"""The command line: `python -m moespec generate | inspect | train`. Owns arguments and printing; knows no algorithm."""
+"""The command line: `generate`, `inspect`, `bench`, `train`. Owns arguments and printing; knows no algorithm."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moespec import BudgetConfig, Engine, RunSummary, TreeConfig
+    from moespec import BudgetConfig, Engine, RunSummary
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 2 and one sentence on stderr for what cannot be done."""
     parser = argparse.ArgumentParser(prog="python -m moespec", description=__doc__.splitlines()[0] if __doc__ else None)
     commands = parser.add_subparsers(dest="command", required=True)
+    # Their parsers import what they run: only for those who ask.
+    given = (sys.argv[1:] if arguments is None else arguments)[:1]
     _add_generate(commands)
     inspect = commands.add_parser("inspect", help="what the engine sees in a target and its drafter")
     _add_model_arguments(inspect)
     inspect.set_defaults(handler=_inspect)
-    if "train" in (sys.argv[1:] if arguments is None else arguments)[:1]:
+    if "bench" in given:
+        _add_bench(commands)
+    else:
+        commands.add_parser("bench", help="measure decoding on this machine")
+    if "train" in given:
         from moespec.train.cli import add_train_parser
 
         add_train_parser(commands)
@@ -67,6 +73,16 @@ def _add_generate(commands: Any) -> None:
     parser.set_defaults(handler=_generate)
 
 
+def _add_bench(commands: Any) -> None:
+    from moespec.bench.cli import add_arguments
+
+    benches = commands.add_parser("bench", help="measure decoding on this machine").add_subparsers(required=True)
+    decode = benches.add_parser("decode", help="transformers, plain, EAGLE-3 and MoE-Spec on the same prompts")
+    _add_model_arguments(decode)
+    add_arguments(decode)
+    decode.set_defaults(handler=_bench_decode)
+
+
 def _load(args: argparse.Namespace) -> Engine:
     import torch
     from transformers.utils import logging
@@ -97,19 +113,8 @@ def _budget(args: argparse.Namespace) -> BudgetConfig:
     )
 
 
-def _tree(args: argparse.Namespace) -> TreeConfig:
-    from moespec import TreeConfig
-
-    if args.tree is None:
-        return TreeConfig()
-    parts = args.tree.split(",")
-    if len(parts) != 3 or not all(part.strip().lstrip("-").isdigit() for part in parts):
-        raise ValueError(f"tree={args.tree!r} is not TOTAL,DEPTH,TOPK: three whole numbers, such as 8,4,3.")
-    return TreeConfig(*(int(part) for part in parts))
-
-
 def _generate(args: argparse.Namespace) -> int:
-    from moespec import Control, GenerationConfig, write_trace
+    from moespec import Control, GenerationConfig, TreeConfig, write_trace
 
     generation = GenerationConfig(
         max_new_tokens=args.max_new_tokens,
@@ -121,7 +126,8 @@ def _generate(args: argparse.Namespace) -> int:
         stop=tuple(args.stop),
         raw=args.raw,
     )
-    budget, tree = _budget(args), _tree(args)
+    budget = _budget(args)
+    tree = TreeConfig() if args.tree is None else TreeConfig.parse(args.tree)
     engine = _load(args)
     engine.check_budget(budget)
     control = Control()
@@ -157,6 +163,13 @@ def _summary_lines(summary: RunSummary) -> str:
         f"{summary.tokens_per_step:.2f} tokens per step; {experts}; router mass kept {summary.mass_kept:.3f}; "
         f"{'lossless' if summary.lossless else 'lossy'}; ended by {summary.finish_reason}"
     )
+
+
+def _bench_decode(args: argparse.Namespace) -> int:
+    from moespec import EMBEDDED_TARGET
+    from moespec.bench.cli import bench_decode
+
+    return bench_decode(_load(args), args.target or EMBEDDED_TARGET, args)
 
 
 def _inspect(args: argparse.Namespace) -> int:

@@ -59,6 +59,14 @@ class TreeConfig:
         _require(_is_int(self.depth) and 1 <= self.depth <= 16, "depth", self, "1 to 16")
         _require(_is_int(self.top_k) and 1 <= self.top_k <= 16, "top_k", self, "1 to 16")
 
+    @staticmethod
+    def parse(text: str) -> TreeConfig:
+        """The tree written as `8,4,3`. ValueError if it is not."""
+        parts = text.split(",")
+        if len(parts) != 3 or not all(part.strip().lstrip("-").isdigit() for part in parts):
+            raise ValueError(f"tree={text!r} is not TOTAL,DEPTH,TOPK: three whole numbers, such as 8,4,3.")
+        return TreeConfig(*(int(part) for part in parts))
+
 
 @dataclass(frozen=True)
 class BudgetConfig:

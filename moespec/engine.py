@@ -55,7 +55,7 @@ class Engine:
         self._lock = threading.Lock()
         self._owner: int | None = None  # the thread whose generator holds the lock
         self._conversation: Conversation | None = None
-        self._pieces = Pieces(target.tokenizer)
+        self.pieces = Pieces(target.tokenizer)
 
     @staticmethod
     def from_pretrained(
@@ -123,6 +123,12 @@ class Engine:
             prompt=prompt if isinstance(prompt, str | list) else list(prompt),
         )
 
+    def encode(self, prompt: str | list | Tensor, generation: GenerationConfig | None = None) -> list[int]:
+        """The token ids that `generate` would read. ValueError for a prompt that cannot be used."""
+        target = self.target
+        generation = generation or GenerationConfig()
+        return encode_prompt(prompt, generation, target.tokenizer, target.vocab_size, target.max_context)
+
     def generate(
         self,
         prompt: str | list | Tensor,
@@ -137,8 +143,7 @@ class Engine:
         iterator early, at any point, leaves the engine usable.
         """
         generation, budget, tree = generation or GenerationConfig(), budget or BudgetConfig(), tree or TreeConfig()
-        target = self.target
-        token_ids = encode_prompt(prompt, generation, target.tokenizer, target.vocab_size, target.max_context)
+        token_ids = self.encode(prompt, generation)
         return self._steps(token_ids, generation, budget, tree, control or Control())
 
     def _steps(
@@ -161,7 +166,7 @@ class Engine:
                     target=self.target,
                     drafter=self.drafter,
                     conversation=conversation,
-                    pieces=self._pieces,
+                    pieces=self.pieces,
                     prompt_ids=token_ids,
                     generation=generation,
                     budget=budget,

@@ -90,7 +90,7 @@ class Run:
         start = conversation.reuse(self.prompt_ids)
         ids_N = torch.tensor(self.prompt_ids[start:], device=device)
         positions_N = torch.arange(start, len(self.prompt_ids), device=device)
-        with self.target.stepping(_natural_routing):
+        with self.target.stepping(natural_routing):
             logits_1V = self.target.forward(ids_N, positions_N, None, conversation.cache, keep=1)
         if self.drafter is not None:
             self.drafter.truncate(start)
@@ -239,5 +239,5 @@ class _MaskBlock:
         self._block.zero_()
 
 
-def _natural_routing(number: int, output: tuple[Tensor, Tensor, Tensor]) -> ExpertPlan:
+def natural_routing(number: int, output: tuple[Tensor, Tensor, Tensor]) -> ExpertPlan:
     return ExpertPlan(ids_TK=output[2], weights_TK=output[1])

@@ -1,0 +1,108 @@
+"""How far a budget strays from the lossless text: the tree drafted at each position, verified under the budget.
+
+Owns the two measures: `agreement_by_position`, on keys and values that no budget has touched, and `Replay`, a run
+held to the lossless text while its keys and values keep what the budget did. Knows nothing of timing or records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from moespec.bench.arms import Arm
+from moespec.config import GenerationConfig, TreeConfig
+from moespec.control import Control
+from moespec.drafters.base import DraftContext
+from moespec.engine import Engine
+from moespec.kv_cache import TreeCache
+from moespec.recorder import StepRecorder, policy_for
+from moespec.run import Conversation, Run, TreeMask, natural_routing
+from moespec.trace import RunSummary
+from moespec.types import DraftTree, Verdict
+
+
+@torch.inference_mode()
+def agreement_by_position(
+    engine: Engine, arms: list[Arm], prompt_ids: list[int], text_ids: list[int]
+) -> list[list[bool]]:
+    """Per arm, whether the budgeted root row's argmax is the lossless text's next token, at each of its positions.
+
+    The text is read once without a budget. Then the positions are visited from the last to the first: what a tree
+    writes behind its root is never needed again.
+    """
+    target, drafter = engine.target, engine.drafter
+    assert drafter is not None
+    token_ids = prompt_ids + text_ids
+    last_root = len(token_ids) - 2
+    cache, mask = TreeCache(len(target.layers)), TreeMask(target)
+    positions_N = torch.arange(len(token_ids), device=target.device)
+    with target.stepping(natural_routing):
+        target.forward(torch.tensor(token_ids, device=target.device), positions_N, None, cache, keep=1)
+    features_NF = target.features()
+    drafter.truncate(0)
+    drafter.observe(None if features_NF is None else features_NF[:last_root])
+    agrees: list[list[bool]] = [[] for _ in arms]
+    for root in range(last_root, len(prompt_ids) - 1, -1):
+        for config in dict.fromkeys(arm.tree for arm in arms):
+            assert config is not None
+            # The drafter's row before the root is run again: its state is what the tree grows from.
+            drafter.truncate(root - 1)
+            drafter.observe(None if features_NF is None else features_NF[root - 1 : root])
+            tree = drafter.propose(DraftContext(token_ids[: root + 1], config))
+            for arm, answers in zip(arms, agrees, strict=True):
+                if arm.tree == config:
+                    cache.truncate(root)
+                    logits_TV = _verify(engine, arm, tree, root, cache, mask)
+                    answers.append(int(logits_TV[0].argmax()) == token_ids[root + 1])
+    return agrees
+
+
+def _verify(engine: Engine, arm: Arm, tree: DraftTree, prefix: int, cache: TreeCache, mask: TreeMask) -> Tensor:
+    target = engine.target
+    assert arm.budget is not None
+    recorder = StepRecorder(target.moe_layers, tree, policy_for(arm.budget, target.num_experts))
+    with mask.over(tree, prefix) as block, target.stepping(recorder.route):
+        return target.forward(tree.tokens_T, tree.depths_T + prefix, block, cache, keep=tree.num_rows)
+
+
+@dataclass
+class Replay(Run):
+    """A run whose every step commits the lossless text instead of what the budget would have written."""
+
+    text_ids: list[int] = field(default_factory=list)
+    root_agrees: list[bool] = field(default_factory=list)
+
+    def _verify(self, tree: DraftTree, prefix: int, recorder: StepRecorder) -> tuple[Tensor, Verdict]:
+        logits_TV, verdict = super()._verify(tree, prefix, recorder)
+        wanted = self.text_ids[len(self.totals.token_ids) :]
+        pairs = zip(verdict.token_ids, wanted, strict=False)
+        num_same = next((n for n, (ours, theirs) in enumerate(pairs) if ours != theirs), len(verdict.token_ids))
+        self.root_agrees.append(num_same > 0)
+        # Rows behind the first wrong token are not kept; the text's own token takes its place.
+        emitted = [*verdict.token_ids[:num_same], *wanted[num_same : num_same + 1]][: len(verdict.path)]
+        return logits_TV, Verdict(path=verdict.path[: len(emitted)], token_ids=emitted)
+
+
+def replay(engine: Engine, arm: Arm, prompt_ids: list[int], text_ids: list[int]) -> tuple[list[bool], RunSummary]:
+    """Run the arm along the lossless text. (per step, whether the root's argmax was the text's; the summary)"""
+    assert arm.budget is not None
+    if engine.drafter is not None:
+        engine.drafter.truncate(0)
+    run = Replay(
+        target=engine.target,
+        drafter=engine.drafter,
+        conversation=Conversation(TreeCache(len(engine.target.layers))),
+        pieces=engine.pieces,
+        prompt_ids=prompt_ids,
+        generation=GenerationConfig(max_new_tokens=len(text_ids), ignore_eos=True),
+        budget=arm.budget,
+        tree=arm.tree or TreeConfig(),
+        control=Control(),
+        device_card=engine.card(),
+        text_ids=text_ids,
+    )
+    *_, last = run.steps()
+    assert last.summary is not None
+    return run.root_agrees, last.summary

@@ -1,0 +1,95 @@
+"""What a decode benchmark compares, and the names it goes by. Knows nothing of how arms are run.
+
+A name is `transformers`, `plain`, `eagle3` or `moe-spec:POLICY:BUDGET[:SCORE]`; `@TOTAL,DEPTH,TOPK` behind it sets the
+draft tree. SCORE joins with `+`: natural, depth or path, root. Without it the score is the paper's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moespec.config import BudgetConfig, TreeConfig
+
+BUDGETS = (8, 12, 16, 24, 32, 48)
+OUR_SCORE = "natural+path+root"
+SMALL, DEFAULT, LARGE = TreeConfig(4, 3, 2), TreeConfig(8, 4, 3), TreeConfig(16, 5, 4)
+PLAIN = TreeConfig(1)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to write the same prompts. `tree` and `budget` are None for transformers' own generate."""
+
+    name: str
+    tree: TreeConfig | None = None
+    budget: BudgetConfig | None = None
+
+    @property
+    def is_lossy(self) -> bool:
+        return self.budget is not None and not self.budget.is_lossless
+
+    @property
+    def tree_numbers(self) -> list[int] | None:
+        return None if self.tree is None else [self.tree.total_tokens, self.tree.depth, self.tree.top_k]
+
+    @property
+    def key(self) -> str:
+        """Unique among the arms: the name and the tree."""
+        speculates = self.tree is not None and self.tree.total_tokens > 1
+        return f"{self.name}@{','.join(map(str, self.tree_numbers or []))}" if speculates else self.name
+
+
+def default_arms() -> list[Arm]:
+    """Transformers, plain, EAGLE-3 at each tree, and every budget with both policies and our best score."""
+    trees = (SMALL, DEFAULT, LARGE)
+    arms = [Arm("transformers"), Arm("plain", PLAIN, BudgetConfig())]
+    arms += [Arm("eagle3", tree, BudgetConfig()) for tree in trees]
+    for kind in ("substitution:{}", "truncation:{}", f"substitution:{{}}:{OUR_SCORE}"):
+        for budget in BUDGETS:
+            # The paper's own setting at 16 is also tried at the other trees: its best tree need not be EAGLE-3's.
+            for tree in trees if budget == 16 else (DEFAULT,):
+                arms.append(_speculative(f"moe-spec:{kind.format(budget)}", tree))
+    return arms
+
+
+def parse_arms(names: str | None) -> list[Arm]:
+    """Arms of names joined by spaces or semicolons; all arms for None. ValueError names what is no arm.
+
+    Plain decoding is always among them: its text is the one that lossy texts are compared with.
+    """
+    if names is None:
+        return default_arms()
+    arms = [_parse(name) for name in dict.fromkeys(names.replace(";", " ").split())]
+    return arms if any(arm.name == "plain" for arm in arms) else [_parse("plain"), *arms]
+
+
+def _parse(text: str) -> Arm:
+    name, _, numbers = text.partition("@")
+    if name == "transformers":
+        return Arm(name)
+    if name == "plain":
+        return Arm(name, PLAIN, BudgetConfig())
+    try:
+        tree = TreeConfig.parse(numbers) if numbers else DEFAULT
+        return Arm(name, tree, BudgetConfig()) if name == "eagle3" else _speculative(name, tree)
+    except ValueError as error:
+        raise ValueError(f"arm {text!r} cannot be run: {error}") from error
+
+
+def _speculative(name: str, tree: TreeConfig) -> Arm:
+    method, policy, budget, score = [*name.split(":"), "", "", ""][:4]
+    parts = set(filter(None, score.split("+")))
+    understood = method == "moe-spec" and budget.isdigit() and name.count(":") <= 3
+    if not understood or parts - {"natural", "depth", "path", "root"}:
+        raise ValueError("use transformers, plain, eagle3 or moe-spec:POLICY:BUDGET[:natural+depth+path+root].")
+    return Arm(
+        name,
+        tree,
+        BudgetConfig(
+            budget=int(budget),
+            policy=policy,
+            score="natural" if "natural" in parts else "softmax",
+            row_weight=next((kind for kind in ("depth", "path") if kind in parts), "uniform"),
+            protect_root="root" in parts,
+        ),
+    )

@@ -1,0 +1,102 @@
+"""The decode benchmark's loop: every arm on every prompt, interleaved, then the measures along the lossless text.
+
+Owns the order of things: speed first (arms rotated from prompt to prompt, so that none has a favourite place, and the
+first prompt of all thrown away), then what needs the lossless texts. Knows nothing of statistics or of how it is shown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from moespec.bench.agreement import agreement_by_position, replay
+from moespec.bench.arms import Arm
+from moespec.bench.contestants import Contestants
+from moespec.engine import Engine
+from moespec.trace import RunSummary
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class ArmMeasurements:
+    """What was seen of one arm; all lists have one entry per prompt. The replay's are empty for lossless arms."""
+
+    arm: Arm
+    tokens_per_s: list[float] = field(default_factory=list)
+    summaries: list[RunSummary] = field(default_factory=list)
+    equal_prefix: list[int] = field(default_factory=list)
+    agreement: list[list[bool]] = field(default_factory=list)
+    agreement_own_kv: list[list[bool]] = field(default_factory=list)
+    replays: list[RunSummary] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class BenchPrompt:
+    """One prompt of `assets/bench/prompts.jsonl` and its ids."""
+
+    name: str
+    source: str
+    token_ids: list[int]
+
+
+def read_prompts(path: Path, engine: Engine, limit: int | None) -> list[BenchPrompt]:
+    """The prompts of a file, or `limit` of them spread evenly over it, which keeps the sources' shares."""
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if limit is not None:
+        if limit < 1:
+            raise ValueError(f"limit={limit} is not allowed: use 1 or more.")
+        limit = min(limit, len(entries))
+        entries = [entries[n * len(entries) // limit] for n in range(limit)]
+    return [BenchPrompt(entry["id"], entry["source"], engine.encode(entry["messages"])) for entry in entries]
+
+
+def measure(
+    contestants: Contestants, arms: list[Arm], prompts: list[BenchPrompt], progress: Progress
+) -> list[ArmMeasurements]:
+    """Run everything. The lossless text that others are compared with is plain decoding's."""
+    measured = [ArmMeasurements(arm) for arm in arms]
+    for arm in arms:
+        contestants.write(arm, prompts[0].token_ids)
+    lossless_texts = []
+    plain = next(arm for arm in arms if arm.name == "plain")
+    for number, prompt in enumerate(prompts):
+        texts: dict[str, list[int]] = {}
+        shift = number % len(arms)
+        for entry in measured[shift:] + measured[:shift]:
+            written = contestants.write(entry.arm, prompt.token_ids)
+            texts[entry.arm.key] = written.token_ids
+            entry.tokens_per_s.append(written.tokens_per_s)
+            if written.summary is not None:
+                entry.summaries.append(written.summary)
+        for entry in measured:
+            entry.equal_prefix.append(_equal_prefix(texts[entry.arm.key], texts[plain.key]))
+        lossless_texts.append(texts[plain.key])
+        progress(f"speed: prompt {number + 1} of {len(prompts)}")
+    _measure_agreement(contestants, [m for m in measured if m.arm.is_lossy], prompts, lossless_texts, progress)
+    return measured
+
+
+def _measure_agreement(
+    contestants: Contestants,
+    measured: list[ArmMeasurements],
+    prompts: list[BenchPrompt],
+    texts: list[list[int]],
+    progress: Progress,
+) -> None:
+    engine = contestants.engine
+    for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        answers = agreement_by_position(engine, [entry.arm for entry in measured], prompt.token_ids, text)
+        for entry, agrees in zip(measured, answers, strict=True):
+            entry.agreement.append(agrees)
+            root_agrees, summary = replay(engine, entry.arm, prompt.token_ids, text)
+            entry.agreement_own_kv.append(root_agrees)
+            entry.replays.append(summary)
+        progress(f"agreement: prompt {number + 1} of {len(prompts)}")
+
+
+def _equal_prefix(ours: list[int], theirs: list[int]) -> int:
+    pairs = zip(ours, theirs, strict=True)
+    return next((n for n, (one, other) in enumerate(pairs) if one != other), len(ours))
