@@ -1,80 +1,185 @@
-"""Composes the page: a chat, its controls and a line of figures. Loads no model at import."""
+"""Composes the page: the chat, its controls, the live panels. Loads no model at import."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
+from app import controls as controls_module
+from app.controls import Controls, build_guess_controls, build_load_controls, build_write_controls, read, read_live
+from app.live import LiveRun, live_panels, notice
+from app.plots import expert_figure
 from app.service import Service
-from moespec import BudgetConfig, GenerationConfig, StepTrace, TreeConfig
+from app.theme import CSS, studio_theme
+from moespec import RunSummary
 
-NUM_EXPERTS, TOP_K = 64, 8  # of the embedded model: the slider's ends
-EXAMPLES = ["What is 12 + 30?", "Tell me a short story.", "What does river mean?", "I want to book a table for two."]
-WAITING = "Figures of the answer will appear here: speed, experts read per layer, lossless or lossy."
+EXAMPLES = ["What is 12 + 30?", "Tell me a short story.", "Sort 9, 4, 17, 2.", "Who are you?"]
+PLACEHOLDER = "**Ask the small model something.**\nIts answer streams here; how it is made, beside it."
+ENDINGS = {
+    "eos": "The answer ended by itself.",
+    "length": "Ended at the maximum number of new tokens.",
+    "context": "Ended because the context is full.",
+    "stopped": "Stopped.",
+    "stop": "Ended at a stop text.",
+}
+History = list[dict[str, Any]]
 
 
 def build_app(service: Service) -> gr.Blocks:
     """The page for a service."""
-    with gr.Blocks(title="MoE-Spec Studio", analytics_enabled=False) as page:
-        gr.Markdown("## MoE-Spec Studio\nSpeculative decoding of a small Mixture-of-Experts under an expert budget.")
-        with gr.Row():
-            with gr.Column(scale=3):
-                chat = gr.Chatbot(label="Chat", height=420)
-                prompt = gr.Textbox(label="Message", placeholder="Write something and press Enter", autofocus=True)
-                gr.Examples(EXAMPLES, prompt)
-                figures = gr.Markdown(WAITING)
-            with gr.Column(scale=1):
-                budget = gr.Slider(
-                    TOP_K, NUM_EXPERTS, value=NUM_EXPERTS, step=1, label="Experts per layer (64 is lossless)"
+    with gr.Blocks(title="MoE-Spec Studio", analytics_enabled=False, fill_width=True) as page:
+        gr.HTML(
+            "<h1>MoE-Spec Studio</h1><p>Speculative decoding of a Mixture-of-Experts, "
+            "with a budget on the experts that a step may read.</p>",
+            elem_id="masthead",
+        )
+        with gr.Tabs(), gr.Tab("Chat"), gr.Row():
+            with gr.Column(scale=5, min_width=340):
+                chat = gr.Chatbot(
+                    show_label=False,
+                    height=330,
+                    feedback_options=None,
+                    buttons=["copy"],
+                    placeholder=PLACEHOLDER,
+                    elem_id="chat",
                 )
-                policy = gr.Radio(["substitution", "truncation"], value="substitution", label="Policy")
-                total = gr.Slider(1, 32, value=8, step=1, label="Tree size")
-                temperature = gr.Slider(0, 1.5, value=0, step=0.1, label="Temperature")
-                length = gr.Slider(16, 512, value=128, step=16, label="Maximum new tokens")
-                stop, clear = gr.Button("Stop"), gr.Button("Clear")
-
-        def answer(
-            text: str, history: list, experts: int, how: str, rows: int, heat: float, limit: int, request: gr.Request
-        ) -> Iterator[tuple]:
-            if not text.strip():
-                raise gr.Error("Write something first: the message is empty.", print_exception=False)
-            messages = [*_plain(history), {"role": "user", "content": text}]
-            answered = {"role": "assistant", "content": ""}
-            yield "", [*messages, answered], "Reading the prompt…"
-            generation = GenerationConfig(max_new_tokens=int(limit), temperature=heat)
-            try:
-                stream = service.stream(
-                    request.session_hash, messages, generation, _budget(experts, how), TreeConfig(int(rows))
-                )
-                for steps in stream:
-                    answered["content"] += "".join(step.text for step in steps)
-                    yield "", [*messages, answered], _figures(steps[-1])
-            except ValueError as error:
-                raise gr.Error(str(error), print_exception=False) from error
-
-        inputs = [prompt, chat, budget, policy, total, temperature, length]
-        prompt.submit(answer, inputs, [prompt, chat, figures], concurrency_limit=1, concurrency_id="engine")
-
-        def move(experts: int, how: str, request: gr.Request) -> None:
-            service.update(request.session_hash, _budget(experts, how))
-
-        gr.on([budget.change, policy.change], move, [budget, policy], None, queue=False, show_progress="hidden")
-
-        def halt(request: gr.Request) -> None:
-            service.stop(request.session_hash)
-
-        stop.click(halt, None, None, queue=False)
-        clear.click(lambda: ([], WAITING), None, [chat, figures])
+                with gr.Row():
+                    prompt = gr.Textbox(
+                        show_label=False, placeholder="Write something and press Enter", autofocus=True, scale=6,
+                        max_lines=4, label="Message", container=False, elem_id="prompt",
+                    )  # fmt: skip
+                    stop = gr.Button("Stop", variant="stop", scale=1, min_width=70, elem_id="stop")
+                gr.Examples(EXAMPLES, prompt, label="Try one")
+                with gr.Tabs():
+                    controls = Controls(**build_load_controls(), **build_guess_controls(), **build_write_controls())
+            with gr.Column(scale=6, min_width=340):
+                live = live_panels()
+                device = gr.Markdown("Loading the model…", elem_id="device")
+        with gr.Accordion("Look closer at the last answer", open=False):
+            plot = gr.Plot(show_label=False)
+        _wire(page, service, controls, chat=chat, prompt=prompt, stop=stop, live=live, device=device, plot=plot)
     return page
 
 
-def _budget(experts: int, policy: str) -> BudgetConfig:
-    return BudgetConfig(budget=None if experts >= NUM_EXPERTS else int(experts), policy=policy)
+def _wire(page: gr.Blocks, service: Service, controls: Controls, **parts: Any) -> None:
+    chat, prompt, live, plot = parts["chat"], parts["prompt"], parts["live"], parts["plot"]
+
+    def ask(text: str, history: History, request: gr.Request) -> tuple:
+        try:
+            if not text.strip():
+                raise ValueError("Write something first: the message is empty.")
+            return "", [*_plain(history), {"role": "user", "content": text}], _join_queue(service, request)
+        except ValueError as error:
+            return gr.skip(), gr.skip(), _refusal(error)
+
+    def ask_again(history: History, request: gr.Request) -> tuple:
+        messages = _plain(history)
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        try:
+            return messages, _join_queue(service, request)
+        except ValueError as error:
+            return gr.skip(), _refusal(error)
+
+    def answer(request: gr.Request, history: History, *values: Any) -> Iterator[tuple]:
+        yield from _answer(service, _plain(history), values, request.session_hash or "")
+
+    def move(request: gr.Request, *values: Any) -> None:
+        try:
+            service.update(request.session_hash or "", *read_live(values))
+        except ValueError as error:
+            gr.Warning(str(error))
+
+    def halt(request: gr.Request) -> None:
+        service.stop(request.session_hash or "")
+
+    def gone(request: gr.Request) -> None:
+        service.leave(request.session_hash or "")
+
+    written = [chat, live, plot, prompt]
+    engine_turn = {"concurrency_limit": 1, "concurrency_id": "engine", "show_progress": "hidden"}
+    asked = prompt.submit(ask, [prompt, chat], [prompt, chat, live], queue=False, show_progress="hidden")
+    asked.then(answer, [chat, *controls.all], written, **engine_turn)
+    again = chat.retry(ask_again, [chat], [chat, live], queue=False, show_progress="hidden")
+    again.then(answer, [chat, *controls.all], written, **engine_turn)
+    gr.on([widget.change for widget in controls.live], move, controls.live, None, queue=False, show_progress="hidden")
+    controls.lossless.change(lambda on: gr.Slider(interactive=not on), controls.lossless, controls.budget, queue=False)
+    parts["stop"].click(halt, None, None, queue=False)
+    chat.clear(lambda: (notice("idle"), None), None, [live, plot], queue=False)
+    page.unload(gone)
+
+    def ready(budget: float) -> tuple:
+        try:
+            return controls_module.limits(service.info, budget), _device_line(service)
+        except ValueError as error:
+            return gr.skip(), f"**No model:** {error}"
+
+    page.load(ready, [controls.budget], [controls.budget, parts["device"]], show_progress="hidden")
 
 
-def _plain(history: list) -> list[dict]:
+def _join_queue(service: Service, request: gr.Request) -> dict:
+    num_before = service.enter(request.session_hash or "")
+    if num_before == 0:
+        return notice("waiting", "Reading the prompt…")
+    others = "Another visitor's answer is" if num_before == 1 else f"The answers of {num_before} other visitors are"
+    return notice(
+        "waiting", f"{others} written first: one at a time, so that figures stay true. Yours is next in line."
+    )
+
+
+def _refusal(error: ValueError) -> dict:
+    """Says why where the visitor looks; no gr.Error, which would cover the panels."""
+    gr.Warning(str(error))
+    return notice("error", str(error))
+
+
+def _answer(service: Service, messages: History, values: tuple, session: str) -> Iterator[tuple]:
+    """(chat, live frame, plot, prompt) at most 20 times a second; the plot once, at the end."""
+    if not service.expects(session):  # refused, or left while waiting
+        yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        return
+    try:
+        settings = read(values)
+        kept = service.fit(messages, settings.generation)
+        num_dropped = len(messages) - len(kept)
+        message = (
+            f"The oldest {num_dropped} messages no longer fit the context and are not read." if num_dropped else ""
+        )
+        run = LiveRun(service.piece, service.info.num_experts)
+        answered = {"role": "assistant", "content": ""}
+        layers = []
+        for steps in service.stream(session, kept, settings.generation, settings.budget, settings.tree):
+            answered["content"] += "".join(step.text for step in steps)
+            layers += [step.layers for step in steps if step.layers]
+            ending = _ending(steps[-1].summary)
+            frame = run.frame(steps, " ".join(filter(None, [message, ending])))
+            yield [*messages, answered], frame, gr.skip(), gr.skip()
+        if layers:
+            yield gr.skip(), gr.skip(), expert_figure(layers, service.info.num_experts), gr.skip()
+    except ValueError as error:
+        service.leave(session)
+        # Nothing is lost: the message goes back to where it can be changed.
+        yield messages[:-1], _refusal(error), gr.skip(), messages[-1]["content"]
+
+
+def _ending(summary: RunSummary | None) -> str:
+    return "" if summary is None else ENDINGS[summary.finish_reason]
+
+
+def _device_line(service: Service) -> str:
+    card, info = service.engine.card(), service.info
+    return (
+        f"{Path(info.model_name).name}: {info.num_moe_layers} layers of {info.num_experts} experts, top-{info.top_k} · "
+        f"drafter {info.drafter_name} · {card['name']}, {card['threads']} threads, {card['dtype']}, "
+        f"{card['backend']} experts backend · measured here, now"
+    )
+
+
+def _plain(history: History) -> History:
     """Gradio's messages as role and text."""
     messages = []
     for message in history:
@@ -84,24 +189,16 @@ def _plain(history: list) -> list[dict]:
     return messages
 
 
-def _figures(step: StepTrace) -> str:
-    if step.summary is None:
-        kept = "all" if step.settings.effective_budget is None else f"at most {step.settings.effective_budget}"
-        return f"step {step.step} · {kept} experts per layer · {'lossless' if step.lossless else 'lossy'}"
-    summary = step.summary
-    experts = ""
-    if summary.experts_natural is not None:
-        experts = f"experts per layer {summary.experts_natural:.1f} natural, {summary.experts_active:.1f} read · "
-    return (
-        f"{summary.tokens_per_s:.0f} tokens/s · {summary.tokens_per_step:.2f} tokens per step · {experts}"
-        f"router mass kept {summary.mass_kept:.3f} · {'lossless' if summary.lossless else 'lossy'} · "
-        f"{summary.device['name']}"
-    )
-
-
 def launch() -> None:
     """Serve the page: on every interface in a Space, on this machine alone otherwise."""
     host = os.environ.get("HOST", "0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1")
     page = build_app(Service())
     page.queue(max_size=16, api_open=False)
-    page.launch(server_name=host, server_port=int(os.environ.get("PORT", "7860")), footer_links=[], run_history=False)
+    page.launch(
+        server_name=host,
+        server_port=int(os.environ.get("PORT", "7860")),
+        footer_links=[],
+        run_history=False,
+        theme=studio_theme(),
+        css=CSS,
+    )

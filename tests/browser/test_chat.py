@@ -1,0 +1,194 @@
+"""The chat in a real browser: what a visitor does, what they then see, and that nothing goes wrong unseen."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.browser import open_browser, serve_page
+
+LONG = 60_000  # ms; the machine may be busy
+FRAME = "#live .mss"
+
+
+@pytest.fixture(scope="module")
+def address():
+    with serve_page() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as opened:
+        yield opened
+
+
+class Visitor:
+    """A page of its own, with everything that went wrong on it and every address it asked for."""
+
+    def __init__(self, browser, address: str, width: int = 1440, height: int = 900) -> None:
+        self.page: Page = browser.new_context(viewport={"width": width, "height": height}).new_page()
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(address)
+        expect(self.page.locator("#device")).to_contain_text("experts", timeout=LONG)
+
+    def ask(self, text: str) -> None:
+        self.page.fill("#prompt textarea", text)
+        self.page.press("#prompt textarea", "Enter")
+
+    def wait(self, status: str) -> None:
+        self.page.wait_for_selector(f'{FRAME}[data-status="{status}"]', timeout=LONG)
+
+    def choose_length(self, num_tokens: int) -> None:
+        self.page.get_by_role("tab", name="How to write").click()
+        field = self.page.get_by_label("number input for Maximum new tokens")
+        field.fill(str(num_tokens))
+        field.press("Tab")
+        self.page.get_by_role("tab", name="How much to load").click()
+
+    def set_budget(self, budget: int) -> None:
+        field = self.page.get_by_label("number input for Experts per layer")
+        field.fill(str(budget))
+        field.press("Tab")
+
+    @property
+    def answer(self) -> str:
+        return self.page.locator("#chat .bot").last.inner_text()
+
+
+@pytest.fixture
+def visitor(browser, address):
+    seen = Visitor(browser, address)
+    yield seen
+    seen.page.context.close()
+    assert seen.errors == []
+    elsewhere = [url for url in seen.requests if not url.startswith((address, "data:", "blob:"))]
+    assert elsewhere == [], "the page asks no other host for anything"
+
+
+def test_text_and_all_panels_change_while_the_answer_streams(visitor):
+    page = visitor.page
+    visitor.choose_length(512)
+    visitor.ask("Tell me a short story.")
+    visitor.wait("writing")
+    drawn = """() => {
+        const find = (name) => document.querySelector(`.mss-${name}`);
+        const images = ["heat", "tail"].map((name) => find(name).toDataURL());
+        return [find("tokens").children.length, find("tree").innerHTML, ...images];
+    }"""
+    page.wait_for_function("document.querySelectorAll('.mss-tokens span').length > 4", timeout=LONG)
+    before = page.evaluate(drawn)
+    page.wait_for_function(f"document.querySelectorAll('.mss-tokens span').length > {before[0] + 8}", timeout=LONG)
+    after = page.evaluate(drawn)
+    assert page.locator(FRAME).get_attribute("data-status") == "writing"
+    assert all(one != other for one, other in zip(before, after, strict=True))
+    assert len(visitor.answer) > 10
+    page.click("#stop")
+    visitor.wait("done")
+    expect(page.locator(".mss-message")).to_have_text("Stopped.")
+    assert page.locator(".mss-guessed").count() > 1, "accepted drafts are marked"
+
+
+def test_moving_the_budget_acts_on_the_running_answer(visitor):
+    page = visitor.page
+    visitor.choose_length(512)
+    visitor.ask("Tell me a long story about a dog.")
+    page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="24"]', timeout=LONG)
+    visitor.set_budget(12)
+    page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="12"]', timeout=LONG)
+    expect(page.locator('[data-figure="force"]')).to_have_text("budget 12, substitution")
+    page.get_by_label("No budget").check()
+    page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="null"]', timeout=LONG)
+    expect(page.locator('[data-figure="lossless"]')).to_have_text("lossy")  # what was written under it stays
+    page.click("#stop")
+    visitor.wait("done")
+
+
+def test_without_a_budget_the_page_says_lossless_and_shows_the_closer_view(visitor):
+    page = visitor.page
+    page.get_by_label("No budget").check()
+    visitor.ask("What is 12 + 30?")
+    visitor.wait("done")
+    expect(page.locator('[data-figure="lossless"]')).to_have_text("lossless")
+    expect(page.locator('[data-figure="mass"]')).to_have_text("100.0 %")
+    page.get_by_text("Look closer at the last answer").click()
+    expect(page.locator(".js-plotly-plot")).to_be_visible(timeout=LONG)
+
+
+def test_a_second_visitor_is_told_to_wait_and_served(visitor, browser, address):
+    visitor.choose_length(512)
+    visitor.ask("Tell me a long story about a cat.")
+    visitor.wait("writing")
+    second = Visitor(browser, address)
+    second.ask("What is 2 + 3?")
+    second.wait("waiting")
+    expect(second.page.locator(".mss-message")).to_contain_text("next in line")
+    visitor.page.click("#stop")
+    visitor.wait("done")
+    second.wait("done")
+    assert second.answer.strip()
+    second.page.context.close()
+    assert second.errors == []
+
+
+def test_closing_the_page_stops_its_answer(visitor, browser, address):
+    leaver = Visitor(browser, address)
+    leaver.choose_length(512)
+    leaver.ask("Tell me a long story about a fox.")
+    leaver.wait("writing")
+    leaver.page.context.close()
+    visitor.ask("What is 4 + 4?")
+    visitor.wait("done")
+
+
+def test_bad_input_is_a_sentence_and_loses_nothing(visitor):
+    page = visitor.page
+    visitor.ask("   ")
+    visitor.wait("error")
+    expect(page.locator(".mss-message")).to_contain_text("the message is empty")
+    too_long = "many words " * 6000
+    visitor.ask(too_long)
+    visitor.wait("error")
+    expect(page.locator(".mss-message")).to_contain_text("context is 4096")
+    assert page.input_value("#prompt textarea") == too_long
+    visitor.ask("What is 5 + 5?")
+    visitor.wait("done")
+    assert visitor.answer.strip()
+
+
+def test_hostile_text_stays_text(visitor):
+    page = visitor.page
+    page.evaluate("window.harmed = false")
+    visitor.ask("Repeat: <img src=x onerror='window.harmed=true'> <script>window.harmed=true</script> \x1b[31m **b**")
+    visitor.wait("done")
+    assert page.evaluate("window.harmed") is False
+    assert page.locator("#live img, #live script").count() == 0
+
+
+def test_retry_and_clear(visitor):
+    page = visitor.page
+    visitor.ask("What is 12 + 30?")
+    visitor.wait("done")
+    first = visitor.answer
+    page.get_by_label("Retry").last.click()
+    page.wait_for_function(f"document.querySelector('{FRAME}').dataset.status !== 'done'", timeout=LONG)
+    visitor.wait("done")
+    assert visitor.answer == first, "greedy: the same answer again"
+    assert page.locator("#chat .user").count() == 1
+    page.get_by_label("Clear").click()
+    visitor.wait("idle")
+    expect(page.locator("#chat .bot")).to_have_count(0)
+    assert page.locator(".mss-tokens span").count() == 0
+
+
+def test_a_phone_needs_no_sideways_scrolling(browser, address):
+    phone = Visitor(browser, address, width=390, height=844)
+    phone.ask("What is 1 + 1?")
+    phone.wait("done")
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+    phone.page.context.close()
+    assert phone.errors == []
