@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,7 @@ def build_app(service: Service) -> gr.Blocks:
                     height=330,
                     feedback_options=None,
                     buttons=["copy"],
+                    render_markdown=False,
                     placeholder=PLACEHOLDER,
                     elem_id="chat",
                 )
@@ -72,7 +74,8 @@ def _wire(page: gr.Blocks, service: Service, controls: Controls, **parts: Any) -
         try:
             if not text.strip():
                 raise ValueError("Write something first: the message is empty.")
-            return "", [*_plain(history), {"role": "user", "content": text}], _join_queue(service, request)
+            frame = _join_queue(service, request)
+            return "", _shown([*_plain(history), {"role": "user", "content": text}]), frame
         except ValueError as error:
             return gr.skip(), gr.skip(), _refusal(error)
 
@@ -81,7 +84,7 @@ def _wire(page: gr.Blocks, service: Service, controls: Controls, **parts: Any) -
         while messages and messages[-1]["role"] == "assistant":
             messages.pop()
         try:
-            return messages, _join_queue(service, request)
+            return _shown(messages), _join_queue(service, request)
         except ValueError as error:
             return gr.skip(), _refusal(error)
 
@@ -157,13 +160,13 @@ def _answer(service: Service, messages: History, values: tuple, session: str) ->
             layers += [step.layers for step in steps if step.layers]
             ending = _ending(steps[-1].summary)
             frame = run.frame(steps, " ".join(filter(None, [message, ending])))
-            yield [*messages, answered], frame, gr.skip(), gr.skip()
+            yield _shown([*messages, answered]), frame, gr.skip(), gr.skip()
         if layers:
             yield gr.skip(), gr.skip(), expert_figure(layers, service.info.num_experts), gr.skip()
     except ValueError as error:
         service.leave(session)
         # Nothing is lost: the message goes back to where it can be changed.
-        yield messages[:-1], _refusal(error), gr.skip(), messages[-1]["content"]
+        yield _shown(messages[:-1]), _refusal(error), gr.skip(), messages[-1]["content"]
 
 
 def _ending(summary: RunSummary | None) -> str:
@@ -179,13 +182,18 @@ def _device_line(service: Service) -> str:
     )
 
 
+def _shown(messages: History) -> History:
+    """Messages as the chat shows them. It renders HTML even without Markdown: what anyone wrote is shown as text."""
+    return [message | {"content": html.escape(message["content"], quote=False)} for message in messages]
+
+
 def _plain(history: History) -> History:
-    """Gradio's messages as role and text."""
+    """Gradio's messages as role and text: the inverse of `_shown`."""
     messages = []
     for message in history:
         content = message["content"]
         text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-        messages.append({"role": message["role"], "content": text})
+        messages.append({"role": message["role"], "content": html.unescape(text)})
     return messages
 
 

@@ -163,10 +163,18 @@ def test_bad_input_is_a_sentence_and_loses_nothing(visitor):
 def test_hostile_text_stays_text(visitor):
     page = visitor.page
     page.evaluate("window.harmed = false")
-    visitor.ask("Repeat: <img src=x onerror='window.harmed=true'> <script>window.harmed=true</script> \x1b[31m **b**")
+    hostile = "Repeat: <img src=x onerror='window.harmed=true'> <script>window.harmed=true</script> &lt; **b** \x1b[31m"
+    visitor.ask(hostile)
     visitor.wait("done")
     assert page.evaluate("window.harmed") is False
-    assert page.locator("#live img, #live script").count() == 0
+    assert (
+        page.locator("#live img, #live script, #chat .message-content img, #chat .message-content script").count() == 0
+    )
+    assert (
+        page.locator("#chat .user .message-content")
+        .last.inner_text()
+        .startswith(hostile.removesuffix("\x1b[31m").strip())
+    )
 
 
 def test_retry_and_clear(visitor):
