@@ -41,10 +41,11 @@ class Controls:
     temperature: gr.Slider
     max_new_tokens: gr.Slider
     seed: gr.Number
+    ignore_eos: gr.Checkbox
 
     @property
     def all(self) -> list[Any]:
-        return [*self.live, self.temperature, self.max_new_tokens, self.seed]
+        return [*self.live, self.temperature, self.max_new_tokens, self.seed, self.ignore_eos]
 
     @property
     def live(self) -> list[Any]:
@@ -66,9 +67,11 @@ def read_live(values: tuple) -> tuple[BudgetConfig, TreeConfig]:
 
 def read(values: tuple) -> Settings:
     """The values of `Controls.all` as configs. ValueError names what is not allowed."""
-    *live, temperature, max_new_tokens, seed = values
+    *live, temperature, max_new_tokens, seed, ignore_eos = values
     budget, tree = read_live(tuple(live))
-    generation = GenerationConfig(max_new_tokens=_whole(max_new_tokens), temperature=temperature, seed=_whole(seed))
+    generation = GenerationConfig(
+        max_new_tokens=_whole(max_new_tokens), temperature=temperature, seed=_whole(seed), ignore_eos=ignore_eos
+    )
     return Settings(generation, budget, tree)
 
 
@@ -124,9 +127,10 @@ def build_write_controls() -> dict[str, Any]:
     """How to write: sampling, length, seed."""
     with gr.Tab("How to write"), gr.Row():
         temperature = gr.Slider(0, 1.5, value=0, step=0.1, label="Temperature", info="0 always takes the likeliest.")
-        length = gr.Slider(16, 512, value=128, step=16, label="Maximum new tokens", info="The answer ends there.")
+        length = gr.Slider(16, 2048, value=128, step=16, label="Maximum new tokens", info="The answer ends there.")
         seed = gr.Number(0, precision=0, label="Seed", info="Same seed, same text.")
-    return {"temperature": temperature, "max_new_tokens": length, "seed": seed}
+        ignore_eos = gr.Checkbox(False, label="Keep writing", info="Past its end, to watch for longer.")
+    return {"temperature": temperature, "max_new_tokens": length, "seed": seed, "ignore_eos": ignore_eos}
 
 
 def limits(info: EngineInfo, budget: float) -> gr.Slider:

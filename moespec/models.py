@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from moespec.dense import PackedLinear, can_pack, grouped_attention
@@ -74,7 +75,7 @@ def load_model(path: str | Path, device: str = "auto", dtype: str | torch.dtype 
         tokenizer = AutoTokenizer.from_pretrained(path)
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
         return model.to(device).eval(), tokenizer
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"{path} could not be loaded: {first_line}") from error
 

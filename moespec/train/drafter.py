@@ -19,6 +19,7 @@ from moespec.hf import AutoModelForCausalLM, AutoTokenizer
 from moespec.train.data import MixedStream, Renderer, file_hashes, held_out_batches, read_documents
 from moespec.train.generations import generate
 from moespec.train.manifest import write_manifest
+from moespec.train.precision import autocast
 from moespec.train.schedule import Progress, learning_rate
 
 LENGTH, BATCH = 256, 8
@@ -63,7 +64,7 @@ class FrozenTarget:
     @torch.no_grad()
     def __call__(self, ids_BS: Tensor) -> tuple[Tensor, Tensor]:
         """(features [B, S, taps * D], logits [B, S, V])"""
-        with torch.autocast(ids_BS.device.type, dtype=torch.bfloat16):
+        with autocast(ids_BS.device.type):
             logits_BSV = self.model(ids_BS, use_cache=False).logits
         return torch.cat([self._features[layer] for layer in self._taps], dim=-1).float(), logits_BSV.float()
 
@@ -177,7 +178,7 @@ class DrafterTrainer:
         features_BSF, logits_BSV = self.target(ids_BS)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.args.lr, self.progress.fraction, self.num_steps, 50, decay_from=0.4)
-        with torch.autocast(self.args.device, dtype=torch.bfloat16):
+        with autocast(self.args.device):
             loss, agreement = unrolled_loss(self.head, ids_BS, features_BSF, logits_BSV, weights_BS, self.args.unroll)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.head.parameters(), 0.5)

@@ -20,6 +20,7 @@ from moespec.hf import AutoModelForCausalLM, AutoTokenizer
 from moespec.train.balance import RouterTap, balance_loss, concentration
 from moespec.train.data import MixedStream, Renderer, file_hashes, held_out_batches, read_documents
 from moespec.train.manifest import write_manifest
+from moespec.train.precision import autocast
 from moespec.train.presets import TARGET_CONFIG
 from moespec.train.schedule import Progress, learning_rate
 
@@ -105,7 +106,7 @@ class TargetTrainer:
         self.rate = learning_rate(self.args.lr, fraction, self.num_steps, warmup_steps=100)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
-        with torch.autocast(self.args.device, dtype=torch.bfloat16):
+        with autocast(self.args.device):
             logits_BSV = self.model(ids_BS[:, :-1], use_cache=False).logits
         weights_BS = said_BS[:, 1:].float() if fraction >= ASSISTANT_ONLY_FROM else None
         loss = next_token_loss(logits_BSV, ids_BS[:, 1:], weights_BS)
@@ -124,7 +125,7 @@ class TargetTrainer:
         figures: dict[str, float] = {}
         logits_by_group: list[list[Tensor]] = []
         for group, ids_BS in self.held_out:
-            with torch.autocast(self.args.device, dtype=torch.bfloat16):
+            with autocast(self.args.device):
                 logits_BSV = self.model(ids_BS[:, :-1].to(self.args.device), use_cache=False).logits
             figures[f"loss_{group}"] = round(next_token_loss(logits_BSV, ids_BS[:, 1:], None).item(), 4)
             logits_by_group.append(self.tap.take())

@@ -178,6 +178,33 @@ def test_close_gives_the_model_back():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_a_limit_inside_an_accepted_path_cuts_there(family):
+    engine, reference = planted_engine(family)
+    for limit in range(1, 12):
+        last = run(engine, generation=GenerationConfig(max_new_tokens=limit))[-1]
+        assert last.summary.token_ids == reference[11 : 11 + limit]
+        assert last.summary.finish_reason == "length"
+
+
+def test_an_end_of_sequence_inside_an_accepted_path_ends_there(family):
+    engine, reference = planted_engine(family)
+    for position in range(11, 31):
+        end = reference[position]
+        engine.target.model.generation_config.eos_token_id = end
+        last = run(engine)[-1]
+        assert last.summary.token_ids == reference[11 : reference.index(end, 11) + 1]
+        assert last.summary.finish_reason == "eos"
+
+
+def test_the_context_is_filled_to_its_last_position():
+    model = tiny_model("olmoe")
+    engine = Engine.from_model(tiny_model("olmoe"), drafter="ngram")
+    long = torch.randint(0, VOCAB, (500,), generator=torch.Generator().manual_seed(2))
+    last = run(engine, prompt=long)[-1]
+    assert last.summary.finish_reason == "context"
+    assert last.summary.token_ids == reference_ids(model, long, 12)[500:]
+
+
 def test_trace_survives_json():
     engine, _ = planted_engine("olmoe")
     for step in run(engine, budget=BudgetConfig(budget=4)):

@@ -1,11 +1,13 @@
 """Sampling without a budget emits the target's distribution; the usual wrong rule would be caught.
 
-Joint distribution of the first two tokens after the prompt's own, over 8 symbols: 64 cells, chi-square with n = 2,000
-runs; the threshold has a false-alarm rate of 1e-4 (Wilson and Hilferty's approximation), and the seeds are fixed.
+Joint distribution of the first three tokens after the prompt's own, over 5 symbols: 125 cells, chi-square with
+n = 4,000 runs; the threshold has a false-alarm rate of 1e-4 (Wilson and Hilferty's approximation), and the seeds are
+fixed.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 
@@ -17,7 +19,10 @@ from moespec.sampling import choose_tokens, process_logits
 from moespec.types import DraftTree, ancestor_mask
 from moespec.verify import verify_tree
 
-VOCAB, NUM_RUNS = 8, 2000
+VOCAB, NUM_TOKENS, NUM_RUNS = 5, 3, 4000
+# Below every root: children 1, 2 and 4; below 1 the tokens 3 and 0, below 2 the token 1.
+BRANCHES = [(), (1,), (2,), (4,), (1, 3), (1, 0), (2, 1)]
+PARENTS = [-1, 0, 0, 0, 1, 1, 2]
 
 
 def chi_square_limit(degrees: int, z: float = 3.719) -> float:
@@ -27,51 +32,49 @@ def chi_square_limit(degrees: int, z: float = 3.719) -> float:
 
 def target_logits(prefix: tuple[int, ...]) -> torch.Tensor:
     """A little language model: any fixed function of the prefix."""
-    return torch.randn(VOCAB, generator=torch.Generator().manual_seed(hash(prefix) % 2**31)) * 1.5
+    return torch.randn(VOCAB, generator=torch.Generator().manual_seed(hash(prefix) % 2**31))
 
 
-def draft_tree() -> tuple[DraftTree, list[tuple[int, ...]]]:
-    """Root 0; children 1, 2, 5; below 1 the tokens 3, 4, below 2 the token 6; and each row's prefix."""
-    tokens = torch.tensor([0, 1, 2, 5, 3, 4, 6])
-    parents = torch.tensor([-1, 0, 0, 0, 1, 1, 2])
-    depths = torch.tensor([0, 1, 1, 1, 2, 2, 2])
-    prefixes = [(0,), (0, 1), (0, 2), (0, 5), (0, 1, 3), (0, 1, 4), (0, 2, 6)]
-    return DraftTree(tokens, parents, depths, -depths.float(), ancestor_mask(parents, 2)), prefixes
+def draft_tree(root: int) -> DraftTree:
+    tokens, parents = torch.tensor([root, *(branch[-1] for branch in BRANCHES[1:])]), torch.tensor(PARENTS)
+    depths = torch.tensor([len(branch) for branch in BRANCHES])
+    return DraftTree(tokens, parents, depths, -depths.float(), ancestor_mask(parents, 2))
 
 
 def joint_counts(choose) -> Counter:
-    """Counts of the first two tokens after the root; a second step without a tree where the first emitted just one."""
-    tree, prefixes = draft_tree()
-    logits_TV = torch.stack([target_logits(prefix) for prefix in prefixes])
+    """Counts of the first three tokens after a root; as many steps, each with a tree, as that takes."""
     counts: Counter = Counter()
+    logits: dict[tuple[int, ...], torch.Tensor] = {}
     for seed in range(NUM_RUNS):
-        generation = GenerationConfig(temperature=1.0, seed=seed)
-        emitted = choose(tree, logits_TV, generation)
-        if len(emitted) == 1:
-            logits_1V = target_logits((0, emitted[0]))[None]
-            emitted += choose_tokens(logits_1V, torch.zeros(1, dtype=torch.long), 11, generation).tolist()
-        counts[tuple(emitted[:2])] += 1
+        written: tuple[int, ...] = (0,)
+        while len(written) <= NUM_TOKENS:
+            if written not in logits:
+                logits[written] = torch.stack([target_logits(written + branch) for branch in BRANCHES])
+            generation = GenerationConfig(temperature=1.0, seed=seed)
+            written += tuple(choose(draft_tree(written[-1]), logits[written], len(written), generation))
+        counts[written[1 : 1 + NUM_TOKENS]] += 1
     return counts
 
 
 def statistic(counts: Counter) -> float:
-    first = target_logits((0,)).double().softmax(-1)
     total = 0.0
-    for a in range(VOCAB):
-        second = target_logits((0, a)).double().softmax(-1)
-        for b in range(VOCAB):
-            expected = NUM_RUNS * float(first[a] * second[b])
-            total += (counts[a, b] - expected) ** 2 / expected
+    for tokens in itertools.product(range(VOCAB), repeat=NUM_TOKENS):
+        expected = float(NUM_RUNS)
+        for n, token in enumerate(tokens):
+            expected *= float(target_logits((0, *tokens[:n])).double().softmax(-1)[token])
+        total += (counts[tokens] - expected) ** 2 / expected
     return total
 
 
-def ours(tree: DraftTree, logits_TV: torch.Tensor, generation: GenerationConfig) -> list[int]:
-    return verify_tree(tree, choose_tokens(logits_TV, tree.depths_T, 10, generation)).token_ids
+def ours(tree: DraftTree, logits_TV: torch.Tensor, position: int, generation: GenerationConfig) -> list[int]:
+    return verify_tree(tree, choose_tokens(logits_TV, tree.depths_T, position, generation)).token_ids
 
 
-def sampled_draft_rule(tree: DraftTree, logits_TV: torch.Tensor, generation: GenerationConfig) -> list[int]:
+def sampled_draft_rule(
+    tree: DraftTree, logits_TV: torch.Tensor, position: int, generation: GenerationConfig
+) -> list[int]:
     """The rule for sampled drafts, min(1, p / q) with q the drafter's: wrong for a deterministic top-k set."""
-    rng = torch.Generator().manual_seed(generation.seed)
+    rng = torch.Generator().manual_seed(100 * generation.seed + position)
     row, emitted = 0, []
     while True:
         p = logits_TV[row].softmax(-1)
@@ -92,11 +95,11 @@ def sampled_draft_rule(tree: DraftTree, logits_TV: torch.Tensor, generation: Gen
 
 
 def test_the_emitted_tokens_have_the_targets_joint_distribution():
-    assert statistic(joint_counts(ours)) < chi_square_limit(VOCAB * VOCAB - 1)
+    assert statistic(joint_counts(ours)) < chi_square_limit(VOCAB**NUM_TOKENS - 1)
 
 
 def test_the_rule_for_sampled_drafts_would_be_rejected():
-    assert statistic(joint_counts(sampled_draft_rule)) > chi_square_limit(VOCAB * VOCAB - 1)
+    assert statistic(joint_counts(sampled_draft_rule)) > chi_square_limit(VOCAB**NUM_TOKENS - 1)
 
 
 def test_processors_equal_transformers():

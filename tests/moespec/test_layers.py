@@ -1,0 +1,79 @@
+"""What a step computes with instead of transformers' modules: experts and dense layers, against plain fp64 formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from moespec.dense import MIN_PACKED_SIZE, PackedLinear, grouped_attention
+from moespec.experts import MAX_SUMMED_ROWS, CpuExperts, reference_experts
+from moespec.models import Target
+from tests.conftest import tiny_model
+
+NUM_EXPERTS, TOP_K = 12, 3
+
+
+def experts_module(family: str):
+    return Target(tiny_model(family)).moe_layers[0].experts
+
+
+def brute_force(experts, x_TD, ids_TK, weights_TK):
+    """One row and slot at a time, from the parameters themselves, in fp64."""
+    out_TD = torch.zeros_like(x_TD, dtype=torch.float64)
+    for t in range(ids_TK.shape[0]):
+        for k in range(ids_TK.shape[1]):
+            if weights_TK[t, k] != 0:
+                gate, up = (experts.gate_up_proj[ids_TK[t, k]].double() @ x_TD[t].double()).chunk(2)
+                down = experts.down_proj[ids_TK[t, k]].double() @ (F.silu(gate) * up)
+                out_TD[t] += weights_TK[t, k].double() * down
+    return out_TD
+
+
+@pytest.mark.parametrize("num_rows", [1, 8, MAX_SUMMED_ROWS + 1])
+@pytest.mark.parametrize("backend", [CpuExperts(), reference_experts], ids=["cpu", "reference"])
+@torch.inference_mode()
+def test_experts_equal_brute_force_and_read_no_dropped_one(family, backend, num_rows):
+    experts = experts_module(family)
+    generator = torch.Generator().manual_seed(num_rows)
+    x_TD = torch.randn(num_rows, 32, generator=generator)
+    scores_TE = torch.rand(num_rows, experts.num_experts, generator=generator)
+    ids_TK = scores_TE.topk(2, dim=-1).indices
+    weights_TK = torch.rand(num_rows, 2, generator=generator)
+    weights_TK[ids_TK == 0] = 0.0  # expert 0 is dropped everywhere, the last row loses every expert
+    weights_TK[-1] = 0.0
+    expected_TD = brute_force(experts, x_TD, ids_TK, weights_TK)
+    experts.gate_up_proj[0].fill_(torch.nan)
+    out_TD = backend(experts, x_TD, ids_TK, weights_TK)
+    torch.testing.assert_close(out_TD.double(), expected_TD, atol=1e-4, rtol=1e-4)
+    assert torch.equal(out_TD[-1], torch.zeros(32))
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("size", [(16, 8), (512, MIN_PACKED_SIZE // 512)], ids=["small", "packed"])
+def test_a_packed_layer_is_the_layer(size, with_bias):
+    weight = torch.randn(*size)
+    bias = torch.randn(size[0]) if with_bias else None
+    x_ND = torch.randn(5, size[1])
+    expected = x_ND.double() @ weight.double().T + (0 if bias is None else bias.double())
+    torch.testing.assert_close(PackedLinear(weight, bias)(x_ND).double(), expected, atol=1e-3, rtol=1e-4)
+
+
+def test_grouped_attention_is_attention():
+    query, key, value = torch.randn(1, 6, 4, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
+    mask = torch.zeros(1, 1, 4, 9).masked_fill(torch.rand(1, 1, 4, 9) < 0.4, torch.finfo(torch.float32).min)
+    mask[..., 0] = 0
+    out, _ = grouped_attention(None, query, key, value, mask, scaling=0.3)
+    for head in range(6):
+        scores = query[0, head].double() @ key[0, head // 3].double().T * 0.3 + mask[0, 0].double()
+        expected = scores.softmax(-1) @ value[0, head // 3].double()
+        torch.testing.assert_close(out[0, :, head].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_close_gives_every_layer_its_forward_back():
+    model = tiny_model("mixtral")
+    model.lm_head = torch.nn.Linear(512, MIN_PACKED_SIZE // 512, bias=False)
+    target = Target(model)
+    assert "forward" in vars(model.lm_head)
+    target.close()
+    assert not any("forward" in vars(module) for module in model.modules())
