@@ -20,10 +20,11 @@ from moespec.control import Control
 from moespec.drafters.base import Drafter
 from moespec.drafters.loading import find_drafter
 from moespec.kv_cache import TreeCache
-from moespec.models import Target, load_model
+from moespec.models import load_model
 from moespec.prompts import encode_prompt
 from moespec.report import Pieces, device_card, run_settings
 from moespec.run import Conversation, Run
+from moespec.target import Target
 from moespec.trace import StepTrace, TraceHeader
 
 

@@ -3,9 +3,7 @@
 Owns the backends "reference" and "cpu" and the choice between them. Knows nothing of routers, budgets or trees: what
 it sees is ids and weights, and a weight of 0 means that this (row, slot) touches no expert.
 
-Measured on 2 cores, fp32, 64 experts of 256 x 64, 8 layers, ms for 1 / 8 / 16 rows: one product per expert
-2.2 / 7.6 / 10.0 (`torch.nn.functional.grouped_mm` within 5 % of it), weighted row sums 0.9 / 2.6 / 3.7, and with 16
-experts kept 5.7 / 5.9 against 2.1 / 2.8 for 8 / 16 rows.
+MEASURED
 """
 
 from __future__ import annotations
@@ -16,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAX_CACHED_BYTES = 512 * 1024  # of one expert; half of a small core's second-level cache
-MAX_SUMMED_ROWS = 64  # from about 100 rows on (a prefill), one product per expert is faster again
+from moespec.native import load_kernels
+
+MAX_COMPILED_BYTES = 2**20  # of one expert; on larger ones a tuned product is as fast
 
 # The first argument is a transformers experts module; `unsupported_reason` says which of its attributes are used.
 ExpertsFunction = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
@@ -52,8 +52,7 @@ def reference_experts(experts: Any, x_TD: Tensor, ids_TK: Tensor, weights_TK: Te
 class CpuExperts:
     """Expert-major: an expert's weights come from memory once for all its rows and are never gathered.
 
-    Two ways to multiply: experts that fit a core's cache as weighted row sums, where a step has few rows; one product
-    per expert otherwise.
+    Small experts run in one compiled call per layer; large ones, and all without numba, as one product per expert.
     """
 
     def __init__(self) -> None:
@@ -64,17 +63,9 @@ class CpuExperts:
         """[T, D] from x [T, D], ids and weights [T, K]. A NaN in an expert with no surviving row stays there."""
         weights = self._weights.get(experts)
         if weights is None or not weights.is_current(experts):
-            make = _ExpertTables if _fits_cache(experts) else _ExpertWeights
+            make = _CompiledExperts if _can_compile(experts) else _ExpertWeights
             weights = self._weights[experts] = make(experts)
-        pairs = _Pairs.by_expert(ids_TK, weights_TK, experts.num_experts)
-        if not pairs.rows_N.numel():
-            return torch.zeros_like(x_TD)
-        x_ND = x_TD.index_select(0, pairs.rows_N)
-        if isinstance(weights, _ExpertTables) and x_TD.shape[0] <= MAX_SUMMED_ROWS:
-            out_ND = weights.row_sums(experts, x_ND, pairs)
-        else:
-            out_ND = weights.products(experts, x_ND, pairs)
-        return torch.zeros_like(x_TD).index_add_(0, pairs.rows_N, out_ND)
+        return weights.run(experts, x_TD, ids_TK, weights_TK)
 
 
 @dataclass(frozen=True)
@@ -119,57 +110,46 @@ class _ExpertWeights:
             return torch.addmm(self.down_bias[expert], hidden_NI, self.down_ID[expert])
         return torch.mm(hidden_NI, self.down_ID[expert])
 
-    def products(self, experts: Any, x_ND: Tensor, pairs: _Pairs) -> Tensor:
-        """[N, D]: each pair's weighted output, one product per active expert."""
+    def run(self, experts: Any, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """One product per active expert."""
+        pairs = _Pairs.by_expert(ids_TK, weights_TK, experts.num_experts)
+        if not pairs.rows_N.numel():
+            return torch.zeros_like(x_TD)
         counts = torch.bincount(pairs.experts_N, minlength=experts.num_experts).tolist()
         active = [expert for expert, count in enumerate(counts) if count]
         sizes = [counts[expert] for expert in active]
-        x_parts = zip(x_ND.split(sizes), active, strict=True)
+        x_parts = zip(x_TD.index_select(0, pairs.rows_N).split(sizes), active, strict=True)
         hidden_NI = experts._apply_gate(torch.cat([self.up(x_nD, expert) for x_nD, expert in x_parts]))
         parts = zip(hidden_NI.split(sizes), active, strict=True)
         out_ND = torch.cat([self.down(hidden_nI, expert) for hidden_nI, expert in parts])
-        return out_ND * pairs.weights_N1.to(out_ND.dtype)
+        out_ND = out_ND * pairs.weights_N1.to(out_ND.dtype)
+        return torch.zeros_like(x_TD).index_add_(0, pairs.rows_N, out_ND)
 
 
-class _ExpertTables(_ExpertWeights):
-    """A second copy of small experts as tables of [in, out] rows, so that x W is a weighted sum of table rows.
-
-    One `embedding_bag` call takes all pairs of a layer through its threads, where a product of three rows with a small
-    matrix is mostly the cost of calling it. Pairs come sorted by expert, so its rows are still cached for the next.
-    """
+class _CompiledExperts(_ExpertWeights):
+    """The same in one call of a compiled kernel, on the parameters' own memory."""
 
     def __init__(self, experts: Any) -> None:
         super().__init__(experts)
-        self._up_XI = torch.cat(self.up_DI).contiguous()
-        self._down_XD = torch.cat(self.down_ID).contiguous()
-        self._up_rows_ED, self._down_rows_EI = (
-            torch.arange(len(table), dtype=torch.int32).view(experts.num_experts, -1)
-            for table in (self._up_XI, self._down_XD)
-        )
+        self._kernels: Any = load_kernels()
+        self._up, self._down = experts.gate_up_proj.detach().numpy(), experts.down_proj.detach().numpy()
 
-    def row_sums(self, experts: Any, x_ND: Tensor, pairs: _Pairs) -> Tensor:
-        """The same as `products`."""
-        hidden_NI = experts._apply_gate(_row_sums(self._up_XI, self._up_rows_ED, pairs.experts_N, x_ND))
-        # Weighted before the narrower product: fewer numbers to scale, the same sum.
-        scaled_NI = hidden_NI * pairs.weights_N1.to(hidden_NI.dtype)
-        return _row_sums(self._down_XD, self._down_rows_EI, pairs.experts_N, scaled_NI)
+    def run(self, experts: Any, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        x, ids, weights = (part.contiguous().numpy() for part in (x_TD, ids_TK, weights_TK))
+        return torch.from_numpy(self._kernels.layers.experts(x, ids, weights, self._up, self._down))
 
 
-def _row_sums(table_XO: Tensor, rows_EI: Tensor, experts_N: Tensor, weights_NI: Tensor) -> Tensor:
-    """[N, O]: sum_i weights[n, i] * table[rows[experts[n], i]]."""
-    num_pairs, num_summed = weights_NI.shape
-    starts_N = torch.arange(0, num_pairs * num_summed, num_summed, dtype=torch.int32)
-    rows = rows_EI.index_select(0, experts_N).view(-1)
-    # mode 0 is the sum; without `F.embedding_bag`'s checks, which take as long as the sum for a single row
-    return torch.embedding_bag(table_XO, rows, starts_N, False, 0, False, weights_NI.reshape(-1))[0]
-
-
-def _fits_cache(experts: Any) -> bool:
-    """Whether weighted row sums pay: fp32 on x86, where torch has a fast kernel for them, and small experts."""
-    up = experts.gate_up_proj
-    num_bytes = (up[0].numel() + experts.down_proj[0].numel()) * up.element_size()
-    fast = up.dtype == torch.float32 and "fbgemm" in torch.backends.quantized.supported_engines
-    return fast and up.device.type == "cpu" and not experts.has_bias and num_bytes <= MAX_CACHED_BYTES
+def _can_compile(experts: Any) -> bool:
+    """Small fp32 experts on the CPU, in the plain layout, gated by SiLU."""
+    up, down = experts.gate_up_proj, experts.down_proj
+    num_bytes = (up[0].numel() + down[0].numel()) * up.element_size()
+    is_plain = not experts.is_transposed and not experts.has_bias and up.is_contiguous() and down.is_contiguous()
+    if up.device.type != "cpu" or up.dtype != torch.float32 or not is_plain or num_bytes > MAX_COMPILED_BYTES:
+        return False
+    probe_1X = torch.linspace(-3, 3, up.shape[1])[None]
+    gate_1I, up_1I = probe_1X.chunk(2, dim=-1)
+    is_silu = torch.allclose(experts._apply_gate(probe_1X), F.silu(gate_1I) * up_1I)
+    return is_silu and down.shape[1] % 2 == 0 and load_kernels() is not None
 
 
 def choose_backend(device: torch.device) -> tuple[str, ExpertsFunction, str]:

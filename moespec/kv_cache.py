@@ -28,22 +28,30 @@ class TreeCacheLayer(CacheLayerMixin):
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys = _empty_like(key_states, INITIAL_CAPACITY)
-        self.values = _empty_like(value_states, INITIAL_CAPACITY)
+        self._initialize(tuple(key_states.shape), key_states)
+
+    def _initialize(self, shape: tuple[int, ...], like: Tensor) -> None:
+        self.keys, self.values = (_empty(shape, INITIAL_CAPACITY, like) for _ in range(2))
         self.is_initialized = True
+
+    def reserve(self, shape: tuple[int, ...], like: Tensor) -> int:
+        """Make room for rows of [1, heads, rows, head_dim] and count them; returns the first's position."""
+        if not self.is_initialized:
+            self._initialize(shape, like)
+        start, end = self.length, self.length + shape[2]
+        if end > self.keys.shape[2]:
+            self.keys, self.values = _grown(self.keys, start, end), _grown(self.values, start, end)
+        self.length = end
+        return start
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Append the new rows; returns views of all positions, the new ones included."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start, end = self.length, self.length + key_states.shape[-2]
-        if end > self.keys.shape[-2]:
-            self.keys, self.values = _grown(self.keys, start, end), _grown(self.values, start, end)
+        start = self.reserve(tuple(key_states.shape), key_states)
+        end = self.length
         self.keys[:, :, start:end] = key_states
         self.values[:, :, start:end] = value_states
-        self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -92,12 +100,12 @@ class TreeCache(Cache):
         self.truncate(length)
 
 
-def _empty_like(states: Tensor, capacity: int) -> Tensor:
-    batch, heads, _, head_dim = states.shape
-    return states.new_empty(batch, heads, capacity, head_dim)
+def _empty(shape: tuple[int, ...], capacity: int, like: Tensor) -> Tensor:
+    batch, heads, num_rows, head_dim = shape
+    return like.new_empty(batch, heads, max(capacity, num_rows), head_dim)
 
 
 def _grown(stored: Tensor, length: int, needed: int) -> Tensor:
-    grown = _empty_like(stored, max(2 * stored.shape[-2], needed))
+    grown = _empty(tuple(stored.shape), max(2 * stored.shape[2], needed), stored)
     grown[:, :, :length] = stored[:, :, :length]
     return grown

@@ -16,7 +16,7 @@ from moespec.budget import MoESpec
 from moespec.config import BudgetConfig
 from moespec.models import MoeLayer
 from moespec.policies.base import ExpertPolicy
-from moespec.routing import router_scores
+from moespec.routing import RouterOutput, router_scores
 from moespec.trace import LayerTrace
 from moespec.types import DraftTree, ExpertPlan, TreeContext
 
@@ -88,9 +88,9 @@ class StepRecorder:
         self._natural: list[tuple[Tensor, Tensor]] = []
         self._plans: list[ExpertPlan] = []
 
-    def route(self, number: int, output: tuple[Tensor, Tensor, Tensor]) -> ExpertPlan:
+    def route(self, number: int, output: RouterOutput) -> ExpertPlan:
         """What the experts of MoE layer `number` will see."""
-        logits_TE, weights_TK, ids_TK = output
+        logits_TE, weights_TK, ids_TK, _ = output
         if self._policy is None:
             plan = ExpertPlan(ids_TK=ids_TK, weights_TK=weights_TK)
         else:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from moespec.config import BudgetConfig, GenerationConfig, TreeConfig, settings_dict
-from moespec.models import Target
 from moespec.recorder import RoutingCounts
+from moespec.target import Target
 from moespec.trace import RunSummary, StepSettings, StepTrace, TreeTrace
 from moespec.tree import NUM_ALTERNATIVES
 from moespec.types import DraftTree, Verdict

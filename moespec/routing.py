@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,15 @@ from torch import Tensor, nn
 from moespec.types import RouterScores
 
 NUM_PROBE_ROWS = 16
+
+
+class RouterOutput(NamedTuple):
+    """What a router returns: logits [T, E], weights [T, K], ids [T, K]; and its probabilities where they are known."""
+
+    logits_TE: Tensor
+    weights_TK: Tensor
+    ids_TK: Tensor
+    probs_TE: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -86,13 +96,13 @@ def identify_family(router: nn.Module, hidden_size: int) -> RouterFamily | str:
     return f"its router {type(router).__name__} is of an unknown family (known: {known})"
 
 
-def router_scores(family: RouterFamily, output: tuple[Tensor, Tensor, Tensor]) -> RouterScores:
-    """RouterScores of a router module's output (logits [T, E], weights [T, K], ids [T, K])."""
-    logits_TE, weights_TK, ids_TK = output
+def router_scores(family: RouterFamily, output: RouterOutput) -> RouterScores:
+    """RouterScores of a router's output."""
+    probs_TE = output.probs_TE
     return RouterScores(
-        logits_TE=logits_TE,
-        probs_TE=logits_TE.softmax(dim=-1, dtype=torch.float32),
-        natural_ids_TK=ids_TK,
-        natural_weights_TK=weights_TK,
+        logits_TE=output.logits_TE,
+        probs_TE=output.logits_TE.softmax(dim=-1, dtype=torch.float32) if probs_TE is None else probs_TE,
+        natural_ids_TK=output.ids_TK,
+        natural_weights_TK=output.weights_TK,
         family=family,
     )

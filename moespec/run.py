@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,15 +17,16 @@ from moespec.config import BudgetConfig, GenerationConfig, TreeConfig
 from moespec.control import Control
 from moespec.drafters.base import DraftContext, Drafter
 from moespec.kv_cache import TreeCache
-from moespec.models import Target
+from moespec.lean import natural_routing
 from moespec.prompts import end_ids
 from moespec.recorder import StepRecorder, policy_for
 from moespec.report import Pieces, RunTotals, StepFacts, step_settings, step_trace, summarise
 from moespec.sampling import choose_tokens
+from moespec.target import Target
 from moespec.text import TextStream
 from moespec.trace import StepTrace
 from moespec.tree import root_only
-from moespec.types import DraftTree, ExpertPlan, Verdict
+from moespec.types import DraftTree, Verdict
 from moespec.verify import verify_tree
 
 
@@ -72,7 +72,6 @@ class Run:
         self.text = TextStream(self.target.tokenizer, self.generation.stop)
         self.totals = RunTotals()
         self.finish_reason: str | None = None
-        self.mask = TreeMask(self.target)
 
     def steps(self) -> Iterator[StepTrace]:
         """1) prefill, never budgeted; 2) until the end: draft, verify, commit with the settings in force."""
@@ -147,11 +146,11 @@ class Run:
 
     def _verify(self, tree: DraftTree, prefix: int, recorder: StepRecorder) -> tuple[Tensor, Verdict]:
         # A root alone sees everything before it: no mask, which lets attention take its shortest way.
-        masking = self.mask.over(tree, prefix) if tree.num_rows > 1 else nullcontext()
-        with masking as mask, self.target.stepping(recorder.route):
+        seen_TT = tree.mask_TT if tree.num_rows > 1 else None
+        with self.target.stepping(recorder.route):
             positions_T = tree.depths_T + prefix
             cache = self.conversation.cache
-            logits_TV = self.target.forward(tree.tokens_T, positions_T, mask, cache, keep=tree.num_rows)
+            logits_TV = self.target.forward(tree.tokens_T, positions_T, seen_TT, cache, keep=tree.num_rows)
         target_T = choose_tokens(logits_TV, tree.depths_T, prefix + 1, self.generation)
         return logits_TV, verify_tree(tree, target_T)
 
@@ -207,37 +206,3 @@ class Run:
         step.t_ms = self._elapsed_ms() if elapsed_ms is None else elapsed_ms
         self.totals.add(step)
         return step
-
-
-class TreeMask:
-    """The additive attention mask of a step: zeros kept between steps, only the tree's own block is written."""
-
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._zeros = torch.zeros(0)
-
-    def over(self, tree: DraftTree, prefix: int) -> _MaskBlock:
-        """[1, 1, T, prefix + T] while the `with` block lasts: every row sees the prefix, its ancestors and itself."""
-        num_rows, end = tree.num_rows, prefix + tree.num_rows
-        if self._zeros.dim() != 4 or self._zeros.shape[2] < num_rows or self._zeros.shape[3] < end:
-            shape = (1, 1, max(64, num_rows), 2 * end)
-            self._zeros = torch.zeros(shape, dtype=self._target.dtype, device=self._target.device)
-        return _MaskBlock(self._zeros[:, :, :num_rows, :end], tree.mask_TT)
-
-
-class _MaskBlock:
-    def __init__(self, view: Tensor, mask_TT: Tensor) -> None:
-        self._view, self._mask_TT = view, mask_TT
-        self._block = view[0, 0, :, view.shape[3] - mask_TT.shape[0] :]
-
-    def __enter__(self) -> Tensor:
-        # Additive, because a boolean mask is silently wrong in eager attention.
-        self._block.masked_fill_(~self._mask_TT, torch.finfo(self._view.dtype).min)
-        return self._view
-
-    def __exit__(self, *error: object) -> None:
-        self._block.zero_()
-
-
-def natural_routing(number: int, output: tuple[Tensor, Tensor, Tensor]) -> ExpertPlan:
-    return ExpertPlan(ids_TK=output[2], weights_TK=output[1])

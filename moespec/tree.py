@@ -29,30 +29,35 @@ class Frontier:
     level: int
 
 
-# Log-probabilities [N, V'] of the next token below each node, and the map from V' to the target's vocabulary, if any.
-Scorer = Callable[[Frontier], Tensor]
+# The likeliest next tokens below each node, best first: draft ids int64 [N, A] and log-probabilities fp32 [N, A].
+Best = tuple[Tensor, Tensor]
+Scorer = Callable[[Frontier], Best]
+
+
+def num_asked(config: TreeConfig) -> int:
+    """How many next tokens a scorer gives per node (fewer if the vocabulary has no more)."""
+    return max(config.top_k, NUM_ALTERNATIVES)
 
 
 def grow_tree(
-    root_logp_V: Tensor, scorer: Scorer, root: int, config: TreeConfig, vocab_map: Tensor | None
+    root_best: Best, scorer: Scorer, root: int, config: TreeConfig, vocab_map: Tensor | None = None
 ) -> DraftTree:
     """Grow `depth` levels, expanding the `top_k` best nodes of each, and keep the best `total_tokens - 1` of the pool.
 
-    root_logp_V: fp32 [V'], the drafter's log-probabilities after the root. Cumulative log-probability never rises along
-    a path, so the ancestors of a chosen node are chosen too.
+    root_best: the best tokens after the root, N = 1. `vocab_map` int64 [V']: draft ids to the target's, if they differ.
+    Cumulative log-probability never rises along a path, so the ancestors of a chosen node are chosen too.
     """
-    top_k = min(config.top_k, root_logp_V.shape[0])
-    device = root_logp_V.device
+    ids_NA, logp_NA = root_best
+    top_k = min(config.top_k, ids_NA.shape[1])
+    device = ids_NA.device
     pool = _Pool(vocab_map)
-    ids_NA, logp_NA = _best(root_logp_V[None], top_k)
     pool.expanded(torch.full((1,), -1, device=device), ids_NA, logp_NA)
     candidates_N = logp_NA[0, :top_k]
     children_N, rows_N = ids_NA[0, :top_k], torch.zeros(top_k, dtype=torch.long, device=device)
     start = pool.add(children_N, candidates_N, torch.full((top_k,), -1, device=device))
     frontier_logp_N, frontier_pool_N = candidates_N, torch.arange(start, start + top_k, device=device)
     for level in range(1, config.depth):
-        logp_NV = scorer(Frontier(pool.target_ids(children_N), rows_N, level))
-        ids_NA, logp_NA = _best(logp_NV, top_k)
+        ids_NA, logp_NA = scorer(Frontier(pool.target_ids(children_N), rows_N, level))
         pool.expanded(frontier_pool_N, ids_NA, logp_NA)
         candidates_NK = frontier_logp_N[:, None] + logp_NA[:, :top_k]
         start = pool.add(ids_NA[:, :top_k].flatten(), candidates_NK.flatten(), frontier_pool_N.repeat_interleave(top_k))
@@ -85,12 +90,6 @@ def chain(root: int, tokens: list[int], logp: list[float], device: torch.device)
         draft_logp_T=torch.tensor([0.0, *logp], device=device).cumsum(0),
         mask_TT=torch.ones(num_rows, num_rows, dtype=torch.bool, device=device).tril(),
     )
-
-
-def _best(logp_NV: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """(ids, logp) [N, A] of the best next tokens, at least `top_k` of them, best first."""
-    best = logp_NV.topk(min(max(top_k, NUM_ALTERNATIVES), logp_NV.shape[-1]), dim=-1)
-    return best.indices, best.values
 
 
 class _Pool:

@@ -17,8 +17,9 @@ from moespec.control import Control
 from moespec.drafters.base import DraftContext
 from moespec.engine import Engine
 from moespec.kv_cache import TreeCache
+from moespec.lean import natural_routing
 from moespec.recorder import StepRecorder, policy_for
-from moespec.run import Conversation, Run, TreeMask, natural_routing
+from moespec.run import Conversation, Run
 from moespec.trace import RunSummary
 from moespec.types import DraftTree, Verdict
 
@@ -36,7 +37,7 @@ def agreement_by_position(
     assert drafter is not None
     token_ids = prompt_ids + text_ids
     last_root = len(token_ids) - 2
-    cache, mask = TreeCache(len(target.layers)), TreeMask(target)
+    cache = TreeCache(len(target.layers))
     positions_N = torch.arange(len(token_ids), device=target.device)
     with target.stepping(natural_routing):
         target.forward(torch.tensor(token_ids, device=target.device), positions_N, None, cache, keep=1)
@@ -54,17 +55,17 @@ def agreement_by_position(
             for arm, answers in zip(arms, agrees, strict=True):
                 if arm.tree == config:
                     cache.truncate(root)
-                    logits_TV = _verify(engine, arm, tree, root, cache, mask)
+                    logits_TV = _verify(engine, arm, tree, root, cache)
                     answers.append(int(logits_TV[0].argmax()) == token_ids[root + 1])
     return agrees
 
 
-def _verify(engine: Engine, arm: Arm, tree: DraftTree, prefix: int, cache: TreeCache, mask: TreeMask) -> Tensor:
+def _verify(engine: Engine, arm: Arm, tree: DraftTree, prefix: int, cache: TreeCache) -> Tensor:
     target = engine.target
     assert arm.budget is not None
     recorder = StepRecorder(target.moe_layers, tree, policy_for(arm.budget, target.num_experts))
-    with mask.over(tree, prefix) as block, target.stepping(recorder.route):
-        return target.forward(tree.tokens_T, tree.depths_T + prefix, block, cache, keep=tree.num_rows)
+    with target.stepping(recorder.route):
+        return target.forward(tree.tokens_T, tree.depths_T + prefix, tree.mask_TT, cache, keep=tree.num_rows)
 
 
 @dataclass

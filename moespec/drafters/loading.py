@@ -9,7 +9,7 @@ from moespec.drafters.base import Drafter
 from moespec.drafters.eagle3 import Eagle3Drafter
 from moespec.drafters.head import load_head
 from moespec.drafters.ngram import NgramDrafter
-from moespec.models import Target
+from moespec.target import Target
 
 
 def find_drafter(wanted: str | Path | Drafter | None, target: Target, folder: Path | None) -> Drafter | None:

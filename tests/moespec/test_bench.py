@@ -14,8 +14,8 @@ from moespec.bench.report import paired_ratio
 from moespec.cli import main
 from moespec.drafters.base import DraftContext
 from moespec.kv_cache import TreeCache
+from moespec.lean import natural_routing
 from moespec.recorder import StepRecorder, policy_for
-from moespec.run import TreeMask, natural_routing
 
 NUM_TOKENS = 16
 
@@ -46,8 +46,8 @@ def _agrees_from_scratch(engine, arm, token_ids, root):
     drafter.observe(target.features())
     tree = drafter.propose(DraftContext(token_ids[: root + 1], arm.tree))
     recorder = StepRecorder(target.moe_layers, tree, policy_for(arm.budget, target.num_experts))
-    with TreeMask(target).over(tree, root) as mask, target.stepping(recorder.route):
-        logits = target.forward(tree.tokens_T, tree.depths_T + root, mask, cache, keep=tree.num_rows)
+    with target.stepping(recorder.route):
+        logits = target.forward(tree.tokens_T, tree.depths_T + root, tree.mask_TT, cache, keep=tree.num_rows)
     return int(logits[0].argmax()) == token_ids[root + 1]
 
 

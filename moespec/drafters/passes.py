@@ -1,0 +1,225 @@
+"""One pass of an EAGLE-3 head over a few rows, on raw arrays: by torch's operations, or compiled for the CPU.
+
+Owns the head's KV cache and its weights in the form that is multiplied. The formula is `drafters/head.py`'s; a draft
+step is short, and through modules the calls would cost more than the products. Knows nothing of trees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moespec.dense import PackedLinear
+from moespec.drafters.head import Eagle3Head
+from moespec.lean import MAX_HIDDEN_SIZE
+from moespec.native import load_kernels, use_threads
+from moespec.tree import Best
+
+INITIAL_CAPACITY = 512  # positions; doubled when needed
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a pass runs over.
+
+    tokens_N, positions_N  int64; hidden_ND: g
+    start                  where the rows' keys and values go
+    num_free               every row sees the first so many keys
+    seen_NM                bool; which of the keys behind those a row sees. None: all before it, and itself
+    """
+
+    tokens_N: Tensor
+    positions_N: Tensor
+    hidden_ND: Tensor
+    start: int
+    num_free: int
+    seen_NM: Tensor | None = None
+
+
+class HeadPass(Protocol):
+    """What drafting needs of a head."""
+
+    def fuse(self, features_NF: Tensor) -> Tensor:
+        """g = fc(concat of the taps) [N, D]."""
+        ...
+
+    def run(self, rows: Rows) -> Tensor:
+        """States h_out [N, D]."""
+        ...
+
+    def best(self, states_ND: Tensor, num_best: int) -> Best:
+        """The likeliest next draft tokens; no temperature: children are a top-k set."""
+        ...
+
+    def next_hidden(self, states_ND: Tensor) -> Tensor:
+        """What the next draft step reads as g: the state itself, or its norm for heads of the 3.1 kind."""
+        ...
+
+
+def make_pass(head: Eagle3Head, max_context: int) -> HeadPass:
+    """Compiled for small fp32 heads on the CPU, torch's operations for all others."""
+    weight = head.fc.weight
+    small = weight.device.type == "cpu" and weight.dtype == torch.float32 and head.config.hidden_size <= MAX_HIDDEN_SIZE
+    return CompiledPass(head, max_context) if small and load_kernels() is not None else TorchPass(head, max_context)
+
+
+class _KeysAndValues:
+    """[2, heads, capacity, head_dim], grown by doubling."""
+
+    def __init__(self, head: Eagle3Head) -> None:
+        config, weight = head.config, head.fc.weight
+        self.stored = weight.new_empty(2, config.num_key_value_heads, INITIAL_CAPACITY, config.head_dim)
+
+    def reserve(self, length: int) -> None:
+        capacity = self.stored.shape[2]
+        if length > capacity:
+            grown = self.stored.new_empty(*self.stored.shape[:2], max(2 * capacity, length), self.stored.shape[3])
+            grown[:, :, :capacity] = self.stored
+            self.stored = grown
+
+
+class TorchPass:
+    """Any device and dtype."""
+
+    def __init__(self, head: Eagle3Head, max_context: int) -> None:
+        attention, mlp = head.midlayer.self_attn, head.midlayer.mlp
+        self._head, self._config = head, head.config
+        self._qkv = PackedLinear(_joined(attention.q_proj, attention.k_proj, attention.v_proj))
+        self._gate_up = PackedLinear(_joined(mlp.gate_proj, mlp.up_proj))
+        self._down, self._lm_head = PackedLinear(mlp.down_proj.weight), PackedLinear(head.lm_head.weight)
+        self._cos, self._sin = rope_table(head, max_context)
+        self._kv = _KeysAndValues(head)
+
+    def fuse(self, features_NF: Tensor) -> Tensor:
+        return self._head.fuse(features_NF.to(self._head.fc.weight.dtype))
+
+    def run(self, rows: Rows) -> Tensor:
+        layer, config, hidden_ND = self._head.midlayer, self._config, rows.hidden_ND
+        start, num_rows = rows.start, len(rows.tokens_N)
+        end = start + num_rows
+        self._kv.reserve(end)
+        normed_ND = self._norm(hidden_ND, layer.hidden_norm)
+        embeds_ND = self._norm(self._head.embed(rows.tokens_N), layer.input_layernorm)
+        qkv_NX = self._qkv(torch.cat([embeds_ND, normed_ND], dim=-1))
+        num_q, num_kv = config.num_attention_heads, config.num_key_value_heads
+        qkv_HNd = qkv_NX.view(num_rows, num_q + 2 * num_kv, config.head_dim).transpose(0, 1)
+        rotated_HNd = qkv_HNd[: num_q + num_kv]
+        cos_Nd, sin_Nd = self._cos[rows.positions_N], self._sin[rows.positions_N]
+        rotated_HNd = rotated_HNd * cos_Nd + _rotate_half(rotated_HNd) * sin_Nd
+        stored = self._kv.stored
+        stored[0, :, start:end], stored[1, :, start:end] = rotated_HNd[num_q:], qkv_HNd[num_q + num_kv :]
+        attended_HNd = F.scaled_dot_product_attention(
+            rotated_HNd[None, :num_q],
+            stored[None, 0, :, :end],
+            stored[None, 1, :, :end],
+            attn_mask=_additive_mask(rows, end),
+            enable_gqa=num_q != num_kv,
+        )[0]
+        residual_ND = normed_ND if config.norm_before_residual else hidden_ND
+        attended_NX = attended_HNd.transpose(0, 1).reshape(num_rows, -1)
+        residual_ND = residual_ND + F.linear(attended_NX, layer.self_attn.o_proj.weight)
+        gate_NI, up_NI = self._gate_up(self._norm(residual_ND, layer.post_attention_layernorm)).chunk(2, dim=-1)
+        return residual_ND + self._down(F.silu(gate_NI) * up_NI)
+
+    def best(self, states_ND: Tensor, num_best: int) -> Best:
+        logp_NV = self._lm_head(self._norm(states_ND, self._head.norm)).float().log_softmax(dim=-1)
+        found = logp_NV.topk(min(num_best, logp_NV.shape[-1]), dim=-1)
+        return found.indices, found.values
+
+    def next_hidden(self, states_ND: Tensor) -> Tensor:
+        return self._norm(states_ND, self._head.norm) if self._config.norm_output else states_ND
+
+    def _norm(self, x_ND: Tensor, norm: torch.nn.RMSNorm) -> Tensor:
+        return F.rms_norm(x_ND, x_ND.shape[-1:], norm.weight, self._config.rms_norm_eps)
+
+
+class CompiledPass:
+    """fp32 on the CPU, in two calls a pass."""
+
+    def __init__(self, head: Eagle3Head, max_context: int) -> None:
+        loaded: Any = load_kernels()
+        self._kernels, self._layers, self._config = loaded.head, loaded.layers, head.config
+        layer, config = head.midlayer, head.config
+        attention, mlp = layer.self_attn, layer.mlp
+        norms = (layer.input_layernorm, layer.hidden_norm, layer.post_attention_layernorm)
+        self._norms = _array(torch.stack([norm.weight for norm in norms]))
+        self._qkv = _array(_joined(attention.q_proj, attention.k_proj, attention.v_proj))
+        self._heads = np.empty((config.num_attention_heads + config.num_key_value_heads, 0), np.float32)
+        self._out, self._fc = _array(attention.o_proj.weight), _array(head.fc.weight)
+        self._gate_up, self._down = _array(_joined(mlp.gate_proj, mlp.up_proj)), _array(mlp.down_proj.weight)
+        self._norm, self._lm_head = _array(head.norm.weight), _array(head.lm_head.weight)
+        assert head.embeddings is not None
+        self._embeddings = head.embeddings.numpy()
+        self._cos, self._sin = (_array(table) for table in rope_table(head, max_context))
+        self._kv = _KeysAndValues(head)
+
+    def fuse(self, features_NF: Tensor) -> Tensor:
+        return torch.from_numpy(self._layers.linear(features_NF.contiguous().numpy(), self._fc))
+
+    def run(self, rows: Rows) -> Tensor:
+        use_threads()
+        self._kv.reserve(rows.start + len(rows.tokens_N))
+        tokens, positions, config = rows.tokens_N.numpy(), rows.positions_N.numpy(), self._config
+        keys, values = self._kv.stored.numpy()
+        states = self._kernels.states(
+            *(self._embeddings[tokens], rows.hidden_ND.contiguous().numpy(), self._norms, config.rms_norm_eps),
+            *(self._qkv, self._heads, self._out, self._gate_up, self._down),
+            *(self._cos[positions], self._sin[positions], keys, values, (rows.start, rows.num_free)),
+            np.empty((1, 0), np.bool_) if rows.seen_NM is None else rows.seen_NM.numpy(),
+            (config.head_dim**-0.5, config.norm_before_residual),
+        )
+        return torch.from_numpy(states)
+
+    def best(self, states_ND: Tensor, num_best: int) -> Best:
+        num_best = min(num_best, len(self._lm_head))
+        states = states_ND.contiguous().numpy()
+        found = self._kernels.best_tokens(states, self._norm, self._config.rms_norm_eps, self._lm_head, num_best)
+        return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+
+    def next_hidden(self, states_ND: Tensor) -> Tensor:
+        if not self._config.norm_output:
+            return states_ND
+        states = states_ND.contiguous().numpy()
+        return torch.from_numpy(self._layers.unit_rows(states, self._norm, self._config.rms_norm_eps))
+
+
+def rope_table(head: Eagle3Head, max_context: int) -> tuple[Tensor, Tensor]:
+    """cos and sin [positions, head_dim], halves repeated, in the head's dtype; a tree reaches past the context."""
+    config, like = head.config, head.fc.weight
+    frequencies = config.rope_theta ** -(
+        torch.arange(0, config.head_dim, 2, device=like.device).float() / config.head_dim
+    )
+    angles = torch.arange(max_context + 32, device=like.device).float()[:, None] * frequencies
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def _joined(*layers: torch.nn.Linear) -> Tensor:
+    return torch.cat([layer.weight for layer in layers])
+
+
+def _array(weight: Tensor) -> np.ndarray:
+    return weight.detach().contiguous().numpy()
+
+
+def _rotate_half(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([-second, first], dim=-1)
+
+
+def _additive_mask(rows: Rows, num_keys: int) -> Tensor | None:
+    num_rows, like = len(rows.tokens_N), rows.hidden_ND
+    minimum = torch.finfo(like.dtype).min
+    if rows.seen_NM is None:
+        if num_rows == 1:
+            return None
+        mask_NS = like.new_full((num_rows, num_keys), minimum).triu(num_keys - num_rows + 1)
+    else:
+        mask_NS = like.new_zeros(num_rows, num_keys)
+        mask_NS[:, rows.num_free :].masked_fill_(~rows.seen_NM, minimum)
+    return mask_NS[None, None]

@@ -1,0 +1,41 @@
+"""Compiled CPU kernels for short steps of small models. Optional: without numba the engine takes torch's operations."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+
+@functools.cache
+def load_kernels() -> SimpleNamespace | None:
+    """Namespace of the modules `layers`, `routing` and `head`, or None where numba is not installed.
+
+    Importing takes a second and the very first call of a kernel compiles it: call this where kernels are really wanted.
+    """
+    try:
+        import numba
+    except ImportError:
+        return None
+    # Compiled code is kept by the hash of all sources: numba itself would miss a change in a file that another imports.
+    folder = Path(__file__).parent
+    sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    before, numba.config.CACHE_DIR = (
+        numba.config.CACHE_DIR,
+        str(folder / "__pycache__" / hashlib.sha256(sources).hexdigest()[:12]),
+    )
+    try:
+        from moespec.native import head, layers, routing
+    finally:
+        numba.config.CACHE_DIR = before
+    return SimpleNamespace(layers=layers, routing=routing, head=head)
+
+
+def use_threads() -> None:
+    """Run this thread's kernels on as many threads as torch runs its operations."""
+    import numba
+
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))

@@ -1,0 +1,60 @@
+"""One EAGLE-3 head pass as compiled CPU kernels: the formula of `drafters/head.py` (EAGLE-3, section 2.2 there).
+
+Knows nothing of trees or vocabularies' maps. Letters: N rows, D width, I MLP width, V draft vocabulary, A alternatives.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from moespec.native.layers import FAST, F, attention, exp, linear, silu, unit_rows
+
+
+@njit(**FAST)
+def states(embeds, hidden, norms, eps, qkv, heads, out, gate_up, down, cos, sin, keys, values, places, seen, options):
+    """h_out [N, D] of rows (embedding of the next token, g); keys and values go behind the `start` they have.
+
+    norms: weights [3, D] of the embedding, of g and before the MLP; heads [Hq + Hkv, 0] counts them; gate_up [2 I, D];
+    places (start, num_free) and `seen` as in `attention`; options (scale, whether the residual is the normalised g).
+    """
+    normed = unit_rows(hidden, norms[1], eps)
+    joined = np.concatenate((unit_rows(embeds, norms[0], eps), normed), axis=1)
+    start, num_free = places
+    scale, before_residual = options
+    residual = attention(joined, qkv, heads, eps, out, cos, sin, keys, values, start, num_free, seen, scale)
+    residual += normed if before_residual else hidden
+    gates = linear(unit_rows(residual, norms[2], eps), gate_up)
+    width = gate_up.shape[0] // 2
+    inner = np.empty((gates.shape[0], width), np.float32)
+    for row in range(gates.shape[0]):
+        for i in range(width):
+            inner[row, i] = silu(gates[row, i]) * gates[row, width + i]
+    return residual + linear(inner, down)
+
+
+@njit(**FAST)
+def best_tokens(states, norm, eps, lm_head, num_best):
+    """The likeliest tokens of each row, best first, ties to the lower id: (ids, log-probabilities) [N, A]."""
+    logits = linear(unit_rows(states, norm, eps), lm_head)
+    num_rows, vocab = logits.shape
+    ids = np.empty((num_rows, num_best), np.int64)
+    logp = np.empty((num_rows, num_best), np.float32)
+    for row in range(num_rows):
+        found = 0
+        for token in range(vocab):
+            value = logits[row, token]
+            if found == num_best and value <= logp[row, found - 1]:
+                continue
+            place = min(found, num_best - 1)
+            while place > 0 and logp[row, place - 1] < value:
+                logp[row, place], ids[row, place] = logp[row, place - 1], ids[row, place - 1]
+                place -= 1
+            logp[row, place], ids[row, place] = value, token
+            found = min(found + 1, num_best)
+        best, total = logp[row, 0], F(0)
+        for token in range(vocab):
+            total += exp(max(logits[row, token] - best, F(-87)))
+        for place in range(num_best):
+            logp[row, place] -= best + np.log(total)
+    return ids, logp
