@@ -63,7 +63,7 @@ class CpuExperts:
         """[T, D] from x [T, D], ids and weights [T, K]. A NaN in an expert with no surviving row stays there."""
         weights = self._weights.get(experts)
         if weights is None or not weights.is_current(experts):
-            make = _CompiledExperts if _can_compile(experts) else _ExpertWeights
+            make = _CompiledExperts if can_compile(experts) else _ExpertWeights
             weights = self._weights[experts] = make(experts)
         return weights.run(experts, x_TD, ids_TK, weights_TK)
 
@@ -139,7 +139,7 @@ class _CompiledExperts(_ExpertWeights):
         return torch.from_numpy(self._kernels.layers.experts(x, ids, weights, self._up, self._down))
 
 
-def _can_compile(experts: Any) -> bool:
+def can_compile(experts: Any) -> bool:
     """Small fp32 experts on the CPU, in the plain layout, gated by SiLU."""
     up, down = experts.gate_up_proj, experts.down_proj
     num_bytes = (up[0].numel() + down[0].numel()) * up.element_size()

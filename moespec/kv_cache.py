@@ -33,6 +33,13 @@ class TreeCacheLayer(CacheLayerMixin):
     def _initialize(self, shape: tuple[int, ...], like: Tensor) -> None:
         self.keys, self.values = (_empty(shape, INITIAL_CAPACITY, like) for _ in range(2))
         self.is_initialized = True
+        self._arrays: tuple[Any, Any] | None = None
+
+    def arrays(self) -> tuple[Any, Any]:
+        """Keys and values [heads, capacity, head_dim] as numpy arrays over the same memory; on the CPU."""
+        if self._arrays is None:
+            self._arrays = self.keys[0].numpy(), self.values[0].numpy()
+        return self._arrays
 
     def reserve(self, shape: tuple[int, ...], like: Tensor) -> int:
         """Make room for rows of [1, heads, rows, head_dim] and count them; returns the first's position."""
@@ -41,6 +48,7 @@ class TreeCacheLayer(CacheLayerMixin):
         start, end = self.length, self.length + shape[2]
         if end > self.keys.shape[2]:
             self.keys, self.values = _grown(self.keys, start, end), _grown(self.values, start, end)
+            self._arrays = None
         self.length = end
         return start
 

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moespec.experts import can_compile
 from moespec.kv_cache import TreeCache
 from moespec.native import load_kernels, use_threads
 from moespec.routing import FAMILIES, RouterOutput
-from moespec.types import ExpertPlan
+from moespec.step_router import NaturalRouter, StepRouter, StepRouting
 
 if TYPE_CHECKING:
     from moespec.models import MoeLayer
@@ -33,13 +34,11 @@ PROBE_TOLERANCE = 1e-4  # of the largest logit
 _CAUSAL = np.empty((1, 0), np.bool_)
 
 Experts = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
-# Called per MoE layer inside a step with the layer's number and its router's output.
-RouteFunction = Callable[[int, RouterOutput], ExpertPlan]
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One decoder layer's arrays (see `native.kernels.attention`) and what follows its attention."""
+    """One decoder layer's arrays (see `native.layers.attention`) and what follows its attention."""
 
     input_norm: np.ndarray
     qkv: np.ndarray
@@ -52,13 +51,21 @@ class _Layer:
     router: np.ndarray | None  # None: the MLP is run as a module
     kind: int  # of the router's family
 
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """As `native.decoder.decode` takes them."""
+        gate_up, down = (part.detach().numpy() for part in (self.mlp.experts.gate_up_proj, self.mlp.experts.down_proj))
+        assert self.router is not None
+        return (
+            *(self.input_norm, self.qkv, self.query_key_norms, self.out, self.mlp_norm),
+            *(self.router, gate_up, down),
+        )
+
 
 class LeanDecoder:
     """Stands in for a causal model's forward. Make it with `of`."""
 
     def __init__(self, model: Any, layers: Sequence[Any], moe_layers: list[MoeLayer], experts: Experts) -> None:
-        loaded: Any = load_kernels()
-        self._kernels, self._routing = loaded.layers, loaded.routing
+        self._kernels: Any = load_kernels()
         self._model, self._experts = model, experts
         config = model.config.get_text_config()
         self._eps: float = config.rms_norm_eps
@@ -66,9 +73,14 @@ class LeanDecoder:
         families = {moe.layer: FAMILIES.index(moe.family) for moe in moe_layers}
         self._moe_numbers = {moe.layer: number for number, moe in enumerate(moe_layers)}
         self._layers = [_lean_layer(layer, families.get(number)) for number, layer in enumerate(layers)]
-        self._final_norm = _array(model.model.norm.weight)
-        self._lm_head = _array(model.lm_head.weight)
-        self._sources = [model.lm_head.weight, *(layer.self_attn.q_proj.weight for layer in layers)]
+        self._final = _array(model.model.norm.weight), _array(model.lm_head.weight)
+        self._table: Any = None
+        uniform = len({(layer.kind, layer.scale) for layer in self._layers}) == 1
+        routed = [layer for layer in self._layers if layer.router is not None and can_compile(layer.mlp.experts)]
+        self._is_one_call = uniform and len(routed) == len(self._layers)
+        self._all_arrays = tuple(layer.arrays() for layer in routed) if self._is_one_call else ()
+        experts_weights = [layer.mlp.experts.gate_up_proj for layer in routed]
+        self._sources = [model.lm_head.weight, *(layer.self_attn.q_proj.weight for layer in layers), *experts_weights]
         self._pointers = [weight.data_ptr() for weight in self._sources]
 
     @staticmethod
@@ -80,8 +92,8 @@ class LeanDecoder:
         lean = LeanDecoder(model, layers, moe_layers, experts)
         tokens_T, positions_T = torch.arange(NUM_PROBE_TOKENS), torch.arange(NUM_PROBE_TOKENS)
         expected_TV = model(tokens_T[None], use_cache=False).logits[0]
-        cache = TreeCache(len(layers))
-        logits_TV, _ = lean.forward(tokens_T, positions_T, None, cache, NUM_PROBE_TOKENS, natural_routing)
+        router = NaturalRouter(NUM_PROBE_TOKENS)
+        logits_TV, _ = lean.forward(tokens_T, positions_T, None, TreeCache(len(layers)), NUM_PROBE_TOKENS, router)
         error = (logits_TV - expected_TV).abs().max()
         return lean if error <= PROBE_TOLERANCE * expected_TV.abs().max() else None
 
@@ -96,41 +108,78 @@ class LeanDecoder:
         seen_TT: Tensor | None,
         cache: TreeCache,
         keep: int,
-        route: RouteFunction,
-    ) -> tuple[Tensor, list[Tensor]]:
+        router: StepRouter,
+    ) -> tuple[Tensor, Sequence[Tensor] | Tensor]:
         """(logits [keep, V] of the last rows, the residual [T, D] entering each layer); see `Target.forward`."""
-        base, kernels = self._model.model, self._kernels
         use_threads()
-        hidden_1TD = base.embed_tokens(token_ids_T)[None]
-        cos, sin = (part[0].numpy() for part in base.rotary_emb(hidden_1TD, positions_T[None]))
+        embeds_TD = self._model.model.embed_tokens(token_ids_T)
+        turns = self._turns(embeds_TD, positions_T)
         seen = _CAUSAL if seen_TT is None else seen_TT.numpy()
-        hidden, entering = hidden_1TD[0].numpy(), []
+        head_dim, start = turns[0].shape[1], cache.length
+        for layer, kept in zip(self._layers, cache.layers, strict=True):
+            kept.reserve((1, layer.num_kv_heads, len(embeds_TD), head_dim), embeds_TD)
+        budget = router.compiled_budget() if self._is_one_call else None
+        if budget is None:
+            return self._layer_by_layer(embeds_TD.numpy(), turns, (start, seen), cache, keep, router)
+        first = self._layers[0]
+        logits, entering, *routing = self._kernels.decoder.decode(
+            *(
+                embeds_TD.numpy(),
+                self._all_arrays,
+                tuple(kept.arrays() for kept in cache.layers),
+                self._final,
+                self._eps,
+            ),
+            *(*turns, start, seen, (self._top_k, first.kind, first.scale)),
+            (budget.natural, budget.protect_root, budget.size, budget.coverage, budget.truncates),
+            *(budget.row_weights_T.numpy(), keep),
+        )
+        router.record(StepRouting(*(torch.from_numpy(part) for part in routing)))
+        return torch.from_numpy(logits), torch.from_numpy(entering)
+
+    def _layer_by_layer(
+        self,
+        hidden: np.ndarray,
+        turns: Any,
+        place: tuple[int, np.ndarray],
+        cache: TreeCache,
+        keep: int,
+        router: StepRouter,
+    ) -> tuple[Tensor, list[Tensor]]:
+        layers, entering, (start, seen) = self._kernels.layers, [], place
         for number, (layer, kept) in enumerate(zip(self._layers, cache.layers, strict=True)):
             entering.append(torch.from_numpy(hidden))
-            start = kept.reserve((1, layer.num_kv_heads, len(hidden), cos.shape[1]), hidden_1TD)
-            hidden = hidden + kernels.attention(
-                kernels.unit_rows(hidden, layer.input_norm, self._eps),
-                *(layer.qkv, layer.query_key_norms, self._eps, layer.out, cos, sin),
-                *(kept.keys[0].numpy(), kept.values[0].numpy(), start, start, seen, layer.scale),
+            hidden = hidden + layers.attention(
+                layers.unit_rows(hidden, layer.input_norm, self._eps),
+                *(layer.qkv, layer.query_key_norms, self._eps, layer.out, *turns),
+                *(*kept.arrays(), start, start, seen, layer.scale),
             )
-            hidden = hidden + self._mlp(number, layer, kernels.unit_rows(hidden, layer.mlp_norm, self._eps), route)
-        last = kernels.unit_rows(hidden[-keep:], self._final_norm, self._eps)
-        return torch.from_numpy(kernels.linear(last, self._lm_head)), entering
+            hidden = hidden + self._mlp(number, layer, layers.unit_rows(hidden, layer.mlp_norm, self._eps), router)
+        norm, lm_head = self._final
+        return torch.from_numpy(layers.linear(layers.unit_rows(hidden[-keep:], norm, self._eps), lm_head)), entering
 
-    def _mlp(self, number: int, layer: _Layer, x: np.ndarray, route: RouteFunction) -> np.ndarray:
+    def _mlp(self, number: int, layer: _Layer, x: np.ndarray, router: StepRouter) -> np.ndarray:
         x_TD = torch.from_numpy(x)
         if layer.router is None:
             return layer.mlp(x_TD[None])[0].numpy()
-        logits = self._kernels.linear(x, layer.router)
-        probs, ids, weights = self._routing.route(logits, self._top_k, layer.kind)
+        logits = self._kernels.layers.linear(x, layer.router)
+        probs, ids, weights = self._kernels.routing.route(logits, self._top_k, layer.kind)
         output = RouterOutput(*(torch.from_numpy(part) for part in (logits, weights, ids, probs)))
-        plan = route(self._moe_numbers[number], output)
+        plan = router.route(self._moe_numbers[number], output)
         return self._experts(layer.mlp.experts, x_TD, plan.ids_TK, plan.weights_TK).numpy()
 
-
-def natural_routing(number: int, output: RouterOutput) -> ExpertPlan:
-    """The step's route function where no policy acts."""
-    return ExpertPlan(ids_TK=output[2], weights_TK=output[1])
+    def _turns(self, like: Tensor, positions_T: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin [T, d] of the rows' positions, from a table where they depend on nothing else."""
+        rotary = self._model.model.rotary_emb
+        if getattr(rotary, "rope_type", None) != "default":
+            cos, sin = (part[0].numpy() for part in rotary(like, positions_T[None]))
+            return cos, sin
+        if self._table is None:
+            # A tree's rows reach past the context.
+            everywhere = torch.arange(self._model.config.get_text_config().max_position_embeddings + 64)[None]
+            self._table = tuple(part[0].numpy() for part in rotary(like, everywhere))
+        positions = positions_T.numpy()
+        return self._table[0][positions], self._table[1][positions]
 
 
 def unsupported_reason(model: Any, layers: Sequence[Any]) -> str | None:

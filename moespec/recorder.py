@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moespec.budget import MoESpec
+from moespec.budget import MoESpec, row_weights
 from moespec.config import BudgetConfig
 from moespec.models import MoeLayer
 from moespec.policies.base import ExpertPolicy
 from moespec.routing import RouterOutput, router_scores
+from moespec.step_router import CompiledBudget, StepRouting
 from moespec.trace import LayerTrace
 from moespec.types import DraftTree, ExpertPlan, TreeContext
 
@@ -78,46 +79,62 @@ class RoutingCounts:
 
 
 class StepRecorder:
-    """One step's `route` function for `Target.stepping`, and afterwards its counts."""
+    """One step's router for `Target.stepping`, and afterwards its counts."""
 
     def __init__(self, moe_layers: list[MoeLayer], tree: DraftTree, policy: ExpertPolicy | None) -> None:
         self._moe_layers = moe_layers
         self._tree = tree
         self._policy = policy
-        self._logits: list[Tensor] = []
-        self._natural: list[tuple[Tensor, Tensor]] = []
+        self._outputs: list[RouterOutput] = []
         self._plans: list[ExpertPlan] = []
+        self._routing: StepRouting | None = None
 
     def route(self, number: int, output: RouterOutput) -> ExpertPlan:
         """What the experts of MoE layer `number` will see."""
-        logits_TE, weights_TK, ids_TK, _ = output
         if self._policy is None:
-            plan = ExpertPlan(ids_TK=ids_TK, weights_TK=weights_TK)
+            plan = ExpertPlan(ids_TK=output.ids_TK, weights_TK=output.weights_TK)
         else:
             layer = self._moe_layers[number]
             context = TreeContext(self._tree.depths_T, self._tree.draft_logp_T, layer.layer)
             plan = self._policy.plan(router_scores(layer.family, output), context)
-        self._logits.append(logits_TE)
-        self._natural.append((ids_TK, weights_TK))
+        self._outputs.append(output)
         self._plans.append(plan)
         return plan
 
+    def compiled_budget(self) -> CompiledBudget | None:
+        """The policy for a call that takes all layers; None for a policy that is not MoE-Spec."""
+        ones_T = torch.ones(self._tree.num_rows)
+        if self._policy is None:
+            return CompiledBudget(ones_T)
+        if not isinstance(self._policy, MoESpec):
+            return None
+        config = self._policy.config
+        context = TreeContext(self._tree.depths_T, self._tree.draft_logp_T, 0)
+        weights_T = row_weights(config.row_weight, config.depth_decay, context)
+        return CompiledBudget(
+            row_weights_T=ones_T if weights_T is None else weights_T,
+            natural=config.score == "natural",
+            protect_root=config.protect_root,
+            size=config.budget or 0,
+            coverage=config.coverage or 0.0,
+            truncates=config.policy == "truncation",
+        )
+
+    def record(self, routing: StepRouting) -> None:
+        """The routing of all layers, where `route` was not asked."""
+        self._routing = routing
+
     def counts(self) -> RoutingCounts:
         """All layers at once: a dozen small operations instead of a dozen per layer."""
-        logits_LTE = torch.stack(self._logits).float()
-        natural_ids_LTK = torch.stack([ids for ids, _ in self._natural])
-        natural_LTE = _dense(natural_ids_LTK, torch.stack([weights for _, weights in self._natural]), logits_LTE)
-        chosen_LTE = _chosen(natural_ids_LTK, logits_LTE)
+        routing = self._routing or self._stacked()
+        logits_LTE = routing.logits_LTE.float()
+        natural_LTE = _dense(routing.natural_ids_LTK, routing.natural_weights_LTK, logits_LTE)
+        chosen_LTE = torch.zeros_like(logits_LTE, dtype=torch.bool).scatter_(2, routing.natural_ids_LTK, True)
         if self._policy is None:
-            ids_LTK, run_LTE, used_LTE = natural_ids_LTK, natural_LTE, chosen_LTE
-            weights_LTK = torch.stack([weights for _, weights in self._natural])
-            kept_LE = chosen_LTE.any(dim=1)
+            run_LTE, used_LTE, kept_LE = natural_LTE, chosen_LTE, chosen_LTE.any(dim=1)
         else:
-            ids_LTK = torch.stack([plan.ids_TK for plan in self._plans])
-            weights_LTK = torch.stack([plan.weights_TK for plan in self._plans])
-            run_LTE = _dense(ids_LTK, weights_LTK, logits_LTE)
-            used_LTE = run_LTE != 0
-            kept_LE = torch.stack([_shortlist(plan, used) for plan, used in zip(self._plans, used_LTE, strict=True)])
+            run_LTE = _dense(routing.ids_LTK, routing.weights_LTK, logits_LTE)
+            used_LTE, kept_LE = run_LTE != 0, routing.kept_LE
         survives_LTE = natural_LTE * used_LTE
         score_LE = logits_LTE.softmax(dim=-1).sum(dim=1)
         mass_kept_L = (score_LE * kept_LE).sum(dim=1) / score_LE.sum(dim=1)
@@ -127,11 +144,24 @@ class StepRecorder:
             natural_LE=chosen_LTE.any(dim=1).cpu(),
             kept_LE=kept_LE.cpu(),
             active_LE=used_LTE.any(dim=1).cpu(),
-            ids_LTK=ids_LTK.cpu(),
-            weights_LTK=weights_LTK.float().cpu(),
+            ids_LTK=routing.ids_LTK.cpu(),
+            weights_LTK=routing.weights_LTK.float().cpu(),
             missing_LT=(chosen_LTE & ~used_LTE).sum(dim=-1).cpu(),
             natural_weight_kept_L=(survives_LTE.sum(dim=(1, 2)) / natural_LTE.sum(dim=(1, 2))).cpu(),
             changed=self._policy is not None and bool(((run_LTE - natural_LTE).abs() > CHANGED).any()),
+        )
+
+    def _stacked(self) -> StepRouting:
+        weights_LTK = torch.stack([plan.weights_TK for plan in self._plans])
+        ids_LTK = torch.stack([plan.ids_TK for plan in self._plans])
+        num_experts = self._outputs[0].logits_TE.shape[-1]
+        return StepRouting(
+            logits_LTE=torch.stack([output.logits_TE for output in self._outputs]),
+            natural_ids_LTK=torch.stack([output.ids_TK for output in self._outputs]),
+            natural_weights_LTK=torch.stack([output.weights_TK for output in self._outputs]),
+            ids_LTK=ids_LTK,
+            weights_LTK=weights_LTK,
+            kept_LE=torch.stack([_shortlist(plan, num_experts) for plan in self._plans]),
         )
 
 
@@ -140,13 +170,12 @@ def _dense(ids_LTK: Tensor, weights_LTK: Tensor, like_LTE: Tensor) -> Tensor:
     return torch.zeros_like(like_LTE).scatter_add_(2, ids_LTK, weights_LTK.float())
 
 
-def _chosen(ids_LTK: Tensor, like_LTE: Tensor) -> Tensor:
-    return torch.zeros_like(like_LTE, dtype=torch.bool).scatter_(2, ids_LTK, True)
-
-
-def _shortlist(plan: ExpertPlan, used_TE: Tensor) -> Tensor:
-    """A policy without a shortlist of its own kept what it used."""
-    return used_TE.any(dim=0) if plan.kept_E is None else plan.kept_E
+def _shortlist(plan: ExpertPlan, num_experts: int) -> Tensor:
+    """bool [E]; a policy without a shortlist of its own kept what it used."""
+    if plan.kept_E is not None:
+        return plan.kept_E
+    used_E = torch.zeros(num_experts, dtype=torch.bool, device=plan.ids_TK.device)
+    return used_E.index_fill_(0, plan.ids_TK[plan.weights_TK != 0], True)
 
 
 def _id_lists(sets_LE: Tensor) -> list[list[int]]:

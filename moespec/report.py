@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moespec.config import BudgetConfig, GenerationConfig, TreeConfig, settings_dict
 from moespec.recorder import RoutingCounts
+from moespec.sampling import likeliest
 from moespec.target import Target
 from moespec.trace import RunSummary, StepSettings, StepTrace, TreeTrace
 from moespec.tree import NUM_ALTERNATIVES
@@ -61,11 +62,11 @@ class TreeOpinions:
 
     @classmethod
     def of(cls, tree: DraftTree, logits_TV: Tensor, verdict: Verdict) -> TreeOpinions:
-        log_total_T = logits_TV.logsumexp(dim=-1)
-        top = logits_TV.topk(min(NUM_ALTERNATIVES, logits_TV.shape[-1]), dim=-1)
+        ids_TA, logp_TA = likeliest(logits_TV, NUM_ALTERNATIVES)
         up_T = tree.parents_T.clamp(min=0)
+        log_total_T = logits_TV.gather(1, ids_TA[:, :1])[:, 0] - logp_TA[:, 0]
         target_p_T = (logits_TV[up_T, tree.tokens_T] - log_total_T[up_T]).exp()
-        return cls(tree, verdict, target_p_T, top.indices, (top.values - log_total_T[:, None]).exp())
+        return cls(tree, verdict, target_p_T, ids_TA, logp_TA.exp())
 
     def trace(self, missing_T: Tensor, pieces: Pieces) -> TreeTrace:
         tree, accepted = self.tree, set(self.verdict.path)

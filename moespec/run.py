@@ -17,11 +17,11 @@ from moespec.config import BudgetConfig, GenerationConfig, TreeConfig
 from moespec.control import Control
 from moespec.drafters.base import DraftContext, Drafter
 from moespec.kv_cache import TreeCache
-from moespec.lean import natural_routing
 from moespec.prompts import end_ids
 from moespec.recorder import StepRecorder, policy_for
 from moespec.report import Pieces, RunTotals, StepFacts, step_settings, step_trace, summarise
 from moespec.sampling import choose_tokens
+from moespec.step_router import NaturalRouter
 from moespec.target import Target
 from moespec.text import TextStream
 from moespec.trace import StepTrace
@@ -89,7 +89,7 @@ class Run:
         start = conversation.reuse(self.prompt_ids)
         ids_N = torch.tensor(self.prompt_ids[start:], device=device)
         positions_N = torch.arange(start, len(self.prompt_ids), device=device)
-        with self.target.stepping(natural_routing):
+        with self.target.stepping(NaturalRouter(len(ids_N))):
             logits_1V = self.target.forward(ids_N, positions_N, None, conversation.cache, keep=1)
         if self.drafter is not None:
             self.drafter.truncate(start)
@@ -147,7 +147,7 @@ class Run:
     def _verify(self, tree: DraftTree, prefix: int, recorder: StepRecorder) -> tuple[Tensor, Verdict]:
         # A root alone sees everything before it: no mask, which lets attention take its shortest way.
         seen_TT = tree.mask_TT if tree.num_rows > 1 else None
-        with self.target.stepping(recorder.route):
+        with self.target.stepping(recorder):
             positions_T = tree.depths_T + prefix
             cache = self.conversation.cache
             logits_TV = self.target.forward(tree.tokens_T, positions_T, seen_TT, cache, keep=tree.num_rows)

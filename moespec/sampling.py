@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from moespec.config import GenerationConfig
+from moespec.native import load_kernels
 
 _MASK_64 = 2**64 - 1
 
@@ -48,6 +49,17 @@ def choose_tokens(logits_TV: Tensor, depths_T: Tensor, position: int, generation
     num_depths = int(depths_T.max()) + 1
     noise_NV = torch.stack([position_noise(seed, position + d, vocab_size, device) for d in range(num_depths)])
     return (scores_TV - noise_NV.log()[depths_T]).argmax(dim=-1)
+
+
+def likeliest(logits_TV: Tensor, num_best: int) -> tuple[Tensor, Tensor]:
+    """(ids, log-probabilities) [T, A] of each row's likeliest tokens, best first."""
+    num_best = min(num_best, logits_TV.shape[-1])
+    kernels = load_kernels() if logits_TV.device.type == "cpu" and logits_TV.dtype == torch.float32 else None
+    if kernels is not None:
+        ids, logp = kernels.head.best_of(logits_TV.contiguous().numpy(), num_best)
+        return torch.from_numpy(ids), torch.from_numpy(logp)
+    top = logits_TV.topk(num_best, dim=-1)
+    return top.indices, top.values - logits_TV.logsumexp(dim=-1, keepdim=True)
 
 
 def _mix(seed: int, position: int) -> int:

@@ -18,9 +18,10 @@ from moespec.dense import PackedLinear, TreeMask, can_pack, grouped_attention
 from moespec.experts import choose_backend
 from moespec.hf import ALL_ATTENTION_FUNCTIONS, ALL_EXPERTS_FUNCTIONS, PreTrainedModel
 from moespec.kv_cache import TreeCache
-from moespec.lean import LeanDecoder, RouteFunction
+from moespec.lean import LeanDecoder
 from moespec.models import decoder_layers, find_moe_layers
 from moespec.routing import RouterOutput
+from moespec.step_router import StepRouter
 
 _engine_numbers = itertools.count()
 
@@ -42,7 +43,7 @@ class Target:
         self.max_context: int = config.max_position_embeddings
         self.top_k = self._probe_top_k(first.router)
         self.backend, self._experts_function, self.backend_reason = choose_backend(self.device)
-        self._route: RouteFunction | None = None
+        self._router: StepRouter | None = None
         self._features: dict[int, Tensor] = {}
         self._handles = [
             moe.router.register_forward_hook(self._router_hook(number)) for number, moe in enumerate(self.moe_layers)
@@ -83,7 +84,7 @@ class Target:
 
         def forward(x: Tensor) -> Tensor:
             nonlocal packed
-            if self._route is None:
+            if self._router is None:
                 return nn.Linear.forward(linear, x)
             if not packed.packs(linear.weight):
                 packed = PackedLinear(linear.weight, linear.bias)
@@ -92,22 +93,27 @@ class Target:
         return forward
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether steps run through compiled CPU kernels, not through the model's modules."""
+        return self._lean is not None
+
+    @property
     def bytes_per_expert(self) -> int:
         experts = self.moe_layers[0].experts
         tensors = (experts.gate_up_proj, experts.down_proj)
         return sum(tensor[0].numel() * tensor.element_size() for tensor in tensors)
 
     @contextlib.contextmanager
-    def stepping(self, route: RouteFunction) -> Iterator[None]:
-        """Inside: `route` decides every MoE layer's experts, and our experts function runs them."""
+    def stepping(self, router: StepRouter) -> Iterator[None]:
+        """Inside: `router` decides every MoE layer's experts, and our experts function runs them."""
         previous = [config._experts_implementation for config in self._configs]
-        self._route = route
+        self._router = router
         for config in self._configs:
             config._experts_implementation_internal = self._key
         try:
             yield
         finally:
-            self._route = None
+            self._router = None
             for config, implementation in zip(self._configs, previous, strict=True):
                 config._experts_implementation_internal = implementation
 
@@ -119,8 +125,8 @@ class Target:
         `seen_TT`: bool, which of the new rows each row sees (a tree's ancestors and itself); None is causal.
         """
         if self._lean is not None and self._lean.is_current():
-            assert self._route is not None
-            logits_TV, entering = self._lean.forward(token_ids_T, positions_T, seen_TT, cache, keep, self._route)
+            assert self._router is not None
+            logits_TV, entering = self._lean.forward(token_ids_T, positions_T, seen_TT, cache, keep, self._router)
             self._features = {number: entering[number][None] for number in self._tap_layers}
             return logits_TV
         masking = contextlib.nullcontext() if seen_TT is None else self._mask.over(seen_TT, cache.length)
@@ -170,16 +176,16 @@ class Target:
 
     def _router_hook(self, number: int) -> Callable:
         def hook(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor, Tensor]) -> tuple | None:
-            if self._route is None:
+            if self._router is None:
                 return None
-            plan = self._route(number, RouterOutput(*output))
+            plan = self._router.route(number, RouterOutput(*output))
             return output[0], plan.weights_TK, plan.ids_TK
 
         return hook
 
     def _tap_hook(self, number: int) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            if self._route is not None:
+            if self._router is not None:
                 self._features[number] = args[0] if args else kwargs["hidden_states"]
 
         return hook

@@ -124,7 +124,9 @@ class _Pool:
         """The best `num_drafts` candidates as a tree, in pool order behind the root."""
         logp_P, tokens_P = torch.cat(self._logp), self.target_ids(torch.cat(self._tokens))
         device = logp_P.device
-        chosen_N = logp_P.topk(min(num_drafts, self._size)).indices.sort().values
+        # Stable: where a child is as likely as its parent, the parent comes first.
+        order_P = logp_P.sort(descending=True, stable=True).indices
+        chosen_N = order_P[: min(num_drafts, self._size)].sort().values
         # Row of each pool index; one slot more so that index -1, the root, finds row 0.
         rows_P = torch.zeros(self._size + 1, dtype=torch.long, device=device)
         rows_P[chosen_N] = torch.arange(1, chosen_N.shape[0] + 1, device=device)

@@ -17,9 +17,9 @@ from moespec.control import Control
 from moespec.drafters.base import DraftContext
 from moespec.engine import Engine
 from moespec.kv_cache import TreeCache
-from moespec.lean import natural_routing
 from moespec.recorder import StepRecorder, policy_for
 from moespec.run import Conversation, Run
+from moespec.step_router import NaturalRouter
 from moespec.trace import RunSummary
 from moespec.types import DraftTree, Verdict
 
@@ -39,7 +39,7 @@ def agreement_by_position(
     last_root = len(token_ids) - 2
     cache = TreeCache(len(target.layers))
     positions_N = torch.arange(len(token_ids), device=target.device)
-    with target.stepping(natural_routing):
+    with target.stepping(NaturalRouter(len(token_ids))):
         target.forward(torch.tensor(token_ids, device=target.device), positions_N, None, cache, keep=1)
     features_NF = target.features()
     drafter.truncate(0)
@@ -64,7 +64,7 @@ def _verify(engine: Engine, arm: Arm, tree: DraftTree, prefix: int, cache: TreeC
     target = engine.target
     assert arm.budget is not None
     recorder = StepRecorder(target.moe_layers, tree, policy_for(arm.budget, target.num_experts))
-    with target.stepping(recorder.route):
+    with target.stepping(recorder):
         return target.forward(tree.tokens_T, tree.depths_T + prefix, tree.mask_TT, cache, keep=tree.num_rows)
 
 

@@ -109,6 +109,7 @@ class Eagle3Head(nn.Module):
     """One decoder layer on [embedding of token t + 1, fused features of token t]. See section 2.2 of EAGLE-3."""
 
     d2t: Tensor | None
+    t2d: Tensor | None
 
     def __init__(self, config: Eagle3Config) -> None:
         super().__init__()
@@ -121,6 +122,16 @@ class Eagle3Head(nn.Module):
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long) if has_map else None)
         self.register_buffer("t2d", torch.zeros(config.vocab_size, dtype=torch.bool) if has_map else None)
         self.embeddings: Tensor | None = None  # [vocab, hidden]; the target's unless the checkpoint has its own
+
+    def draft_only(self, ids_V: Tensor) -> None:
+        """Draft these target tokens, int64 [V'], and no others."""
+        assert self.d2t is not None and self.t2d is not None
+        self.d2t.copy_(ids_V - torch.arange(len(ids_V)))
+        self.t2d.zero_()[ids_V] = True
+
+    def draft_ids(self) -> Tensor | None:
+        """The target's id of each draft token, int64 [V'], or None where they are the same."""
+        return None if self.d2t is None else torch.arange(len(self.d2t), device=self.d2t.device) + self.d2t
 
     def embed(self, tokens: Tensor) -> Tensor:
         assert self.embeddings is not None, "attach the target's embeddings first"

@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moespec.config import TreeConfig
 from moespec.dense import PackedLinear
 from moespec.drafters.head import Eagle3Head
 from moespec.lean import MAX_HIDDEN_SIZE
 from moespec.native import load_kernels, use_threads
-from moespec.tree import Best
+from moespec.tree import NUM_ALTERNATIVES, Best, Frontier, grow_tree, num_asked
+from moespec.types import DraftTree
 
 INITIAL_CAPACITY = 512  # positions; doubled when needed
 
@@ -52,12 +54,8 @@ class HeadPass(Protocol):
         """States h_out [N, D]."""
         ...
 
-    def best(self, states_ND: Tensor, num_best: int) -> Best:
-        """The likeliest next draft tokens; no temperature: children are a top-k set."""
-        ...
-
-    def next_hidden(self, states_ND: Tensor) -> Tensor:
-        """What the next draft step reads as g: the state itself, or its norm for heads of the 3.1 kind."""
+    def grow(self, state_1D: Tensor, length: int, root: int, config: TreeConfig) -> DraftTree:
+        """A tree grown from the root's state behind `length` committed keys."""
         ...
 
 
@@ -93,6 +91,7 @@ class TorchPass:
         self._gate_up = PackedLinear(_joined(mlp.gate_proj, mlp.up_proj))
         self._down, self._lm_head = PackedLinear(mlp.down_proj.weight), PackedLinear(head.lm_head.weight)
         self._cos, self._sin = rope_table(head, max_context)
+        self._vocab_map = head.draft_ids()
         self._kv = _KeysAndValues(head)
 
     def fuse(self, features_NF: Tensor) -> Tensor:
@@ -126,66 +125,101 @@ class TorchPass:
         gate_NI, up_NI = self._gate_up(self._norm(residual_ND, layer.post_attention_layernorm)).chunk(2, dim=-1)
         return residual_ND + self._down(F.silu(gate_NI) * up_NI)
 
+    def grow(self, state_1D: Tensor, length: int, root: int, config: TreeConfig) -> DraftTree:
+        scorer = _TreeScorer(self, state_1D, length, num_asked(config))
+        return grow_tree(self.best(state_1D, num_asked(config)), scorer, root, config, self._vocab_map)
+
     def best(self, states_ND: Tensor, num_best: int) -> Best:
+        """The likeliest next draft tokens; no temperature: children are a top-k set."""
         logp_NV = self._lm_head(self._norm(states_ND, self._head.norm)).float().log_softmax(dim=-1)
         found = logp_NV.topk(min(num_best, logp_NV.shape[-1]), dim=-1)
         return found.indices, found.values
 
     def next_hidden(self, states_ND: Tensor) -> Tensor:
+        """What the next draft step reads as g: the state itself, or its norm for heads of the 3.1 kind."""
         return self._norm(states_ND, self._head.norm) if self._config.norm_output else states_ND
 
     def _norm(self, x_ND: Tensor, norm: torch.nn.RMSNorm) -> Tensor:
         return F.rms_norm(x_ND, x_ND.shape[-1:], norm.weight, self._config.rms_norm_eps)
 
 
+class _TreeScorer:
+    """Scores the frontier of a growing tree; the rows' keys lie behind the committed ones and are discarded after."""
+
+    def __init__(self, head_pass: TorchPass, root_state_1D: Tensor, length: int, num_best: int) -> None:
+        self._pass, self._states_ND, self._length, self._num_best = head_pass, root_state_1D, length, num_best
+        self._seen_NR = torch.zeros(1, 0, dtype=torch.bool, device=root_state_1D.device)  # of the previous call's rows
+
+    def __call__(self, frontier: Frontier) -> Best:
+        num_rows, num_before, device = len(frontier.tokens_N), self._seen_NR.shape[1], frontier.tokens_N.device
+        hidden_ND = self._pass.next_hidden(self._states_ND)[frontier.parents_N]
+        own_NN = torch.eye(num_rows, dtype=torch.bool, device=device)
+        self._seen_NR = torch.cat([self._seen_NR[frontier.parents_N], own_NN], dim=1)
+        # The root's row has position length - 1, so its children have position length, equal for siblings.
+        positions_N = torch.full((num_rows,), self._length + frontier.level - 1, device=device)
+        start = self._length + num_before
+        rows = Rows(frontier.tokens_N, positions_N, hidden_ND, start, self._length, self._seen_NR)
+        self._states_ND = self._pass.run(rows)
+        return self._pass.best(self._states_ND, self._num_best)
+
+
 class CompiledPass:
-    """fp32 on the CPU, in two calls a pass."""
+    """fp32 on the CPU: a pass is one call, and so is the growth of a whole tree."""
 
     def __init__(self, head: Eagle3Head, max_context: int) -> None:
-        loaded: Any = load_kernels()
-        self._kernels, self._layers, self._config = loaded.head, loaded.layers, head.config
+        self._kernels: Any = load_kernels()
         layer, config = head.midlayer, head.config
         attention, mlp = layer.self_attn, layer.mlp
         norms = (layer.input_layernorm, layer.hidden_norm, layer.post_attention_layernorm)
-        self._norms = _array(torch.stack([norm.weight for norm in norms]))
-        self._qkv = _array(_joined(attention.q_proj, attention.k_proj, attention.v_proj))
-        self._heads = np.empty((config.num_attention_heads + config.num_key_value_heads, 0), np.float32)
-        self._out, self._fc = _array(attention.o_proj.weight), _array(head.fc.weight)
-        self._gate_up, self._down = _array(_joined(mlp.gate_proj, mlp.up_proj)), _array(mlp.down_proj.weight)
-        self._norm, self._lm_head = _array(head.norm.weight), _array(head.lm_head.weight)
+        self._weights = (
+            _array(torch.stack([norm.weight for norm in norms])),
+            config.rms_norm_eps,
+            _array(_joined(attention.q_proj, attention.k_proj, attention.v_proj)),
+            np.empty((config.num_attention_heads + config.num_key_value_heads, 0), np.float32),
+            *(_array(attention.o_proj.weight), _array(_joined(mlp.gate_proj, mlp.up_proj))),
+            _array(mlp.down_proj.weight),
+        )
+        self._final = _array(head.norm.weight), _array(head.lm_head.weight)
+        self._fc = _array(head.fc.weight)
         assert head.embeddings is not None
-        self._embeddings = head.embeddings.numpy()
+        self._embeddings = head.embeddings.contiguous().numpy()
+        vocab_map = head.draft_ids()
+        self._vocab_map = np.arange(config.draft_vocab_size) if vocab_map is None else vocab_map.numpy()
         self._cos, self._sin = (_array(table) for table in rope_table(head, max_context))
+        self._scale, self._before_residual = config.head_dim**-0.5, config.norm_before_residual
+        self._norm_output = config.norm_output
         self._kv = _KeysAndValues(head)
 
     def fuse(self, features_NF: Tensor) -> Tensor:
-        return torch.from_numpy(self._layers.linear(features_NF.contiguous().numpy(), self._fc))
+        return torch.from_numpy(self._kernels.layers.linear(features_NF.contiguous().numpy(), self._fc))
 
     def run(self, rows: Rows) -> Tensor:
         use_threads()
         self._kv.reserve(rows.start + len(rows.tokens_N))
-        tokens, positions, config = rows.tokens_N.numpy(), rows.positions_N.numpy(), self._config
-        keys, values = self._kv.stored.numpy()
-        states = self._kernels.states(
-            *(self._embeddings[tokens], rows.hidden_ND.contiguous().numpy(), self._norms, config.rms_norm_eps),
-            *(self._qkv, self._heads, self._out, self._gate_up, self._down),
-            *(self._cos[positions], self._sin[positions], keys, values, (rows.start, rows.num_free)),
+        tokens, positions = rows.tokens_N.numpy(), rows.positions_N.numpy()
+        states = self._kernels.head.states(
+            *(self._embeddings[tokens], rows.hidden_ND.contiguous().numpy(), *self._weights),
+            *(self._cos[positions], self._sin[positions], *self._kv.stored.numpy(), (rows.start, rows.num_free)),
             np.empty((1, 0), np.bool_) if rows.seen_NM is None else rows.seen_NM.numpy(),
-            (config.head_dim**-0.5, config.norm_before_residual),
+            (self._scale, self._before_residual),
         )
         return torch.from_numpy(states)
 
-    def best(self, states_ND: Tensor, num_best: int) -> Best:
-        num_best = min(num_best, len(self._lm_head))
-        states = states_ND.contiguous().numpy()
-        found = self._kernels.best_tokens(states, self._norm, self._config.rms_norm_eps, self._lm_head, num_best)
-        return torch.from_numpy(found[0]), torch.from_numpy(found[1])
-
-    def next_hidden(self, states_ND: Tensor) -> Tensor:
-        if not self._config.norm_output:
-            return states_ND
-        states = states_ND.contiguous().numpy()
-        return torch.from_numpy(self._layers.unit_rows(states, self._norm, self._config.rms_norm_eps))
+    def grow(self, state_1D: Tensor, length: int, root: int, config: TreeConfig) -> DraftTree:
+        use_threads()
+        vocab = len(self._vocab_map)
+        top_k = min(config.top_k, vocab)
+        self._kv.reserve(length + (config.depth - 1) * top_k)
+        pool = self._kernels.tree.grow(
+            *(state_1D.contiguous().numpy(), length, self._weights, self._final, self._embeddings, self._vocab_map),
+            *(self._cos, self._sin, *self._kv.stored.numpy(), (config.depth, top_k, min(num_asked(config), vocab))),
+            (self._scale, self._before_residual, self._norm_output),
+        )
+        found = self._kernels.tree.select(root, config.total_tokens - 1, pool)
+        tokens, parents, depths, logp, mask, alt_ids, alt_logp = (torch.from_numpy(part) for part in found)
+        return DraftTree(
+            *(tokens, parents, depths, logp, mask), alt_ids[:, :NUM_ALTERNATIVES], alt_logp[:, :NUM_ALTERNATIVES]
+        )
 
 
 def rope_table(head: Eagle3Head, max_context: int) -> tuple[Tensor, Tensor]:

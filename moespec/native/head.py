@@ -35,8 +35,13 @@ def states(embeds, hidden, norms, eps, qkv, heads, out, gate_up, down, cos, sin,
 
 @njit(**FAST)
 def best_tokens(states, norm, eps, lm_head, num_best):
+    """The likeliest tokens after each state [N, D]; see `best_of`."""
+    return best_of(linear(unit_rows(states, norm, eps), lm_head), num_best)
+
+
+@njit(**FAST)
+def best_of(logits, num_best):
     """The likeliest tokens of each row, best first, ties to the lower id: (ids, log-probabilities) [N, A]."""
-    logits = linear(unit_rows(states, norm, eps), lm_head)
     num_rows, vocab = logits.shape
     ids = np.empty((num_rows, num_best), np.int64)
     logp = np.empty((num_rows, num_best), np.float32)

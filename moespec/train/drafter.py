@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moespec.drafters.head import Eagle3Config, Eagle3Head, save_head
+from moespec.drafters.head import Eagle3Config, Eagle3Head, load_head, save_head
 from moespec.hf import AutoModelForCausalLM, AutoTokenizer
 from moespec.train.data import MixedStream, Renderer, file_hashes, held_out_batches, read_documents
 from moespec.train.generations import generate
@@ -27,6 +27,7 @@ STEP_DECAY = 0.8  # weight of unrolled step i: 0.8 ** i
 OTHER_WEIGHT = 0.2  # of tokens that the assistant does not say
 INTERMEDIATE_FACTOR = 3
 CHECKPOINT_S = 240.0
+COUNTED_BATCHES = 300
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--generate-minutes", type=float, default=4.0, help="sampling of the target's own answers")
     parser.add_argument("--unroll", type=int, default=5)
+    parser.add_argument("--draft-vocab", type=int, default=2048, help="the most frequent tokens, which may be drafted")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", type=Path, help="start from this head instead of a fresh one")
@@ -74,10 +76,13 @@ def unrolled_loss(
 ) -> tuple[Tensor, list[float]]:
     """(loss, top-1 agreement with the target per unrolled step).
 
-    At step i row t predicts the target's distribution after token t + 1 + i; `weights_BS` weighs the token predicted.
+    At step i row t predicts the target's distribution after token t + 1 + i, within the draft vocabulary; `weights_BS`
+    weighs the token predicted. Where the target's best token cannot be drafted there is no loss, but a miss.
     """
-    targets_BSV = logits_BSV.softmax(dim=-1)
     best_BS = logits_BSV.argmax(dim=-1)
+    ids_V = head.draft_ids()
+    targets_BSV = (logits_BSV if ids_V is None else logits_BSV[..., ids_V]).softmax(dim=-1)
+    can_draft_BS = torch.ones_like(best_BS, dtype=torch.bool) if head.t2d is None else head.t2d[best_BS]
     total = torch.zeros((), device=ids_BS.device)
     agreement: list[float] = []
     # The pair of row t is (features of t, token t + 1): the last row has no next token.
@@ -85,15 +90,18 @@ def unrolled_loss(
         num_rows = ids_BS.shape[1] - 2 - step
         log_q = draft_BSV[:, :num_rows].float().log_softmax(dim=-1)
         p = targets_BSV[:, 1 + step : 1 + step + num_rows]
-        weights = weights_BS[:, 2 + step : 2 + step + num_rows]
+        predicted = slice(1 + step, 1 + step + num_rows)
+        counts = weights_BS[:, 2 + step : 2 + step + num_rows]
+        weights = counts * can_draft_BS[:, predicted]
         loss = -((p * log_q).sum(dim=-1) * weights).sum() / weights.sum().clamp(min=1)
         total = total + STEP_DECAY**step * loss
-        hits = (log_q.argmax(dim=-1) == best_BS[:, 1 + step : 1 + step + num_rows]) & (weights == 1)
-        agreement.append(float(hits.sum() / (weights == 1).sum().clamp(min=1)))
+        drafted = log_q.argmax(dim=-1) if ids_V is None else ids_V[log_q.argmax(dim=-1)]
+        hits = (drafted == best_BS[:, predicted]) & (counts == 1)
+        agreement.append(float(hits.sum() / (counts == 1).sum().clamp(min=1)))
     return total, agreement
 
 
-def head_config(model: Any) -> Eagle3Config:
+def head_config(model: Any, draft_vocab_size: int) -> Eagle3Config:
     """A head of the target's own width, with taps 2, n // 2 and n - 3."""
     config = model.config
     n = config.num_hidden_layers
@@ -104,10 +112,21 @@ def head_config(model: Any) -> Eagle3Config:
         num_key_value_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
         vocab_size=config.vocab_size,
-        draft_vocab_size=config.vocab_size,
+        draft_vocab_size=min(draft_vocab_size, config.vocab_size),
         tap_layers=(2, n // 2, n - 3),
         target_hidden_size=config.hidden_size,
     )
+
+
+def frequent_tokens(stream: MixedStream, size: int) -> Tensor:
+    """The ids, sorted, of the tokens that assistants say most often in the data. int64 [size]"""
+    counts_V = torch.zeros(0, dtype=torch.long)
+    for _ in range(COUNTED_BATCHES):
+        ids_BS, said_BS = stream.batch(BATCH, LENGTH)
+        found_V = torch.bincount(ids_BS[said_BS], minlength=max(size, len(counts_V)))
+        found_V[: len(counts_V)] += counts_V
+        counts_V = found_V
+    return counts_V.argsort(descending=True, stable=True)[:size].sort().values
 
 
 class DrafterTrainer:
@@ -122,7 +141,8 @@ class DrafterTrainer:
         documents = read_documents(args.data, "train")
         own_answers = args.work / "own-answers.jsonl"
         if not own_answers.exists():
-            count = generate(model, tokenizer, documents, own_answers, args.generate_minutes, args.seed)
+            minutes = args.generate_minutes
+            count = generate(model, tokenizer, documents, own_answers, minutes, args.seed, args.init)
             print(f"the target answered {count} prompts", flush=True)
         renderer = Renderer(tokenizer)
         answered = [json.loads(line) for line in own_answers.read_text(encoding="utf-8").splitlines()]
@@ -133,17 +153,34 @@ class DrafterTrainer:
         ]
         held_out = read_documents(args.data, "heldout")
         self.held_out = list(held_out_batches(held_out, renderer, args.seed, LENGTH, 8))
-        config = head_config(model)
+        config = head_config(model, args.draft_vocab)
         self.target = FrozenTarget(model, config.tap_layers)
-        self.head = Eagle3Head(config).to(args.device)
-        embeddings = model.get_input_embeddings().weight.detach()
-        self.head.embeddings = embeddings
-        self.head.lm_head.weight.data.copy_(model.get_output_embeddings().weight)
+        self.head = Eagle3Head(config)
+        if self.head.d2t is not None:
+            self.head.draft_only(frequent_tokens(MixedStream(documents, renderer, args.seed), config.draft_vocab_size))
+        self._initialise(model.get_output_embeddings().weight.detach().cpu())
+        self.head = self.head.to(args.device)
+        self.head.embeddings = model.get_input_embeddings().weight.detach()
         self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01)
         self.progress = Progress(args.minutes, args.tokens)
         self.num_steps = 0
         if args.resume:
             self._restore()
+
+    def _initialise(self, output_VD: Tensor) -> None:
+        """The rows of the target's output layer for `lm_head`, or all weights of the head to start from."""
+        ids_V = self.head.draft_ids()
+        rows = slice(None) if ids_V is None else ids_V
+        self.head.lm_head.weight.data.copy_(output_VD[rows])
+        if self.args.init is None:
+            return
+        start = load_head(self.args.init, self.target.model.config.num_hidden_layers)
+        weights = {name: tensor for name, tensor in start.state_dict().items() if name not in ("d2t", "t2d")}
+        if start.d2t is None:
+            weights["lm_head.weight"] = weights["lm_head.weight"][rows]
+        elif not torch.equal(start.d2t, self.head.state_dict()["d2t"]):
+            raise ValueError(f"{self.args.init} drafts other tokens than the most frequent of this data.")
+        self.head.load_state_dict(weights, strict=False)
 
     def checkpoint(self) -> None:
         state = {
@@ -218,10 +255,6 @@ class DrafterTrainer:
 def run(args: argparse.Namespace) -> int:
     """Train until the budget is used up, then export."""
     trainer = DrafterTrainer(args)
-    if args.init is not None:
-        from moespec.drafters.head import load_head
-
-        trainer.head.load_state_dict(load_head(args.init, trainer.target.model.config.num_hidden_layers).state_dict())
     saved = time.monotonic()
     with (args.work / "log.jsonl").open("a", encoding="utf-8") as log:
         while trainer.progress.fraction < 1:

@@ -14,8 +14,8 @@ from moespec.bench.report import paired_ratio
 from moespec.cli import main
 from moespec.drafters.base import DraftContext
 from moespec.kv_cache import TreeCache
-from moespec.lean import natural_routing
 from moespec.recorder import StepRecorder, policy_for
+from moespec.step_router import NaturalRouter
 
 NUM_TOKENS = 16
 
@@ -40,13 +40,13 @@ def _agrees_from_scratch(engine, arm, token_ids, root):
     """Read everything before the root anew, draft, verify under the budget: does the root's argmax follow the text?"""
     target, drafter = engine.target, engine.drafter
     cache = TreeCache(len(target.layers))
-    with target.stepping(natural_routing):
+    with target.stepping(NaturalRouter(root)):
         target.forward(torch.tensor(token_ids[:root]), torch.arange(root), None, cache, keep=1)
     drafter.truncate(0)
     drafter.observe(target.features())
     tree = drafter.propose(DraftContext(token_ids[: root + 1], arm.tree))
     recorder = StepRecorder(target.moe_layers, tree, policy_for(arm.budget, target.num_experts))
-    with target.stepping(recorder.route):
+    with target.stepping(recorder):
         logits = target.forward(tree.tokens_T, tree.depths_T + root, tree.mask_TT, cache, keep=tree.num_rows)
     return int(logits[0].argmax()) == token_ids[root + 1]
 

@@ -1,0 +1,113 @@
+"""Growth of the dynamic draft tree as one compiled call: the algorithm of `tree.py` over the head of `native/head.py`.
+
+Tested against those two. Letters: N frontier rows, P pool of candidates, X expanded nodes, A alternatives, T tree rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from moespec.native.head import best_tokens, states
+from moespec.native.layers import FAST, F, unit_rows
+
+
+@njit(**FAST)
+def _highest(values, count):
+    """Indices of the highest values, best first; ties to the lower index, so that a parent comes before its child."""
+    taken, found = np.zeros(values.shape[0], np.bool_), np.empty(count, np.int64)
+    for place in range(count):
+        best = -1
+        for i in range(values.shape[0]):
+            if not taken[i] and (best < 0 or values[i] > values[best]):
+                best = i
+        taken[best] = True
+        found[place] = best
+    return found
+
+
+@njit(**FAST)
+def grow(state, length, head, final, embeddings, vocab_map, cos, sin, keys, values, shape, options):
+    """The pool of one growth from the root's state [1, D]; committed keys fill the first `length` places.
+
+    head: the weights of `states` (norms, eps, qkv, heads, out, gate_up, down); final: (norm, lm_head);
+    shape: (depth, top_k, alternatives); options: (scale, residual is normalised, the next g is normalised).
+    Returns candidates (tokens [P], logp [P], parents [P] in the pool or -1, levels [P]) and, per expanded node, its
+    place in the pool [X] with what was seen below it, ids and log-probabilities [X, A].
+    """
+    norms, eps, qkv, heads, out, gate_up, down = head
+    norm, lm_head = final
+    depth, top_k, num_best = shape
+    scale, before_residual, norm_output = options
+    size, num_expanded = top_k + (depth - 1) * top_k * top_k, 1 + (depth - 1) * top_k
+    tokens, parents, levels = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.int64)
+    logp = np.empty(size, np.float32)
+    places = np.full(num_expanded, -1)
+    alt_ids, alt_logp = np.empty((num_expanded, num_best), np.int64), np.empty((num_expanded, num_best), np.float32)
+    seen = np.zeros((num_expanded, num_expanded), np.bool_)  # rows and columns: expanded nodes but the root
+    ids, best = best_tokens(state, norm, eps, lm_head, num_best)
+    alt_ids[0], alt_logp[0] = vocab_map[ids[0]], best[0]
+    frontier = np.arange(top_k)
+    tokens[:top_k], logp[:top_k], parents[:top_k], levels[:top_k] = vocab_map[ids[0, :top_k]], best[0, :top_k], -1, 1
+    filled, rows_before = top_k, 0
+    above, row_of = state, np.zeros(top_k, np.int64)  # states of the level above, and each frontier node's row in it
+    for level in range(1, depth):
+        hidden = unit_rows(above, norm, eps) if norm_output else above
+        for i in range(top_k):
+            row = rows_before + i
+            if level > 1:
+                seen[row] = seen[rows_before - top_k + row_of[i]]
+            seen[row, row] = True
+        position = length + level - 1
+        turns = np.full(top_k, position)
+        above = states(
+            embeddings[tokens[frontier]], hidden[row_of], norms, eps, qkv, heads, out, gate_up, down,
+            cos[turns], sin[turns], keys, values, (length + rows_before, length),
+            np.ascontiguousarray(seen[rows_before : rows_before + top_k, : rows_before + top_k]),
+            (scale, before_residual),
+        )  # fmt: skip
+        ids, best = best_tokens(above, norm, eps, lm_head, num_best)
+        first = filled
+        for i in range(top_k):
+            places[1 + rows_before + i] = frontier[i]
+            for a in range(num_best):
+                alt_ids[1 + rows_before + i, a] = vocab_map[ids[i, a]]
+                alt_logp[1 + rows_before + i, a] = best[i, a]
+            for k in range(top_k):
+                tokens[filled], logp[filled] = vocab_map[ids[i, k]], logp[frontier[i]] + best[i, k]
+                parents[filled], levels[filled] = frontier[i], level + 1
+                filled += 1
+        rows_before += top_k
+        best_of_level = _highest(logp[first:filled], top_k)
+        frontier, row_of = first + best_of_level, best_of_level // top_k
+    return tokens, logp, parents, levels, places, alt_ids, alt_logp
+
+
+@njit(**FAST)
+def select(root, num_drafts, pool):
+    """The best candidates as a tree in pool order behind the root: tokens, parents, depths, logp [T], mask [T, T], and
+    what the drafter saw below each row, ids (-1 where it was not asked) and log-probabilities [T, A]."""
+    pool_tokens, pool_logp, pool_parents, pool_levels, places, pool_alt_ids, pool_alt_logp = pool
+    num_rows = 1 + min(num_drafts, pool_tokens.shape[0])
+    chosen = np.zeros(pool_tokens.shape[0], np.bool_)
+    chosen[_highest(pool_logp, num_rows - 1)] = True
+    row_of = np.full(pool_tokens.shape[0], -1)
+    tokens, parents, depths = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
+    logp, mask = np.empty(num_rows, np.float32), np.zeros((num_rows, num_rows), np.bool_)
+    tokens[0], parents[0], depths[0], logp[0], mask[0, 0] = root, -1, 0, F(0), True
+    row = 1
+    for i in range(pool_tokens.shape[0]):
+        if chosen[i]:
+            row_of[i] = row
+            tokens[row], depths[row], logp[row] = pool_tokens[i], pool_levels[i], pool_logp[i]
+            parents[row] = 0 if pool_parents[i] < 0 else row_of[pool_parents[i]]
+            mask[row] = mask[parents[row]]
+            mask[row, row] = True
+            row += 1
+    alt_ids = np.full((num_rows, pool_alt_ids.shape[1]), -1)
+    alt_logp = np.full((num_rows, pool_alt_ids.shape[1]), F(-np.inf))
+    for x in range(places.shape[0]):
+        row = 0 if x == 0 else row_of[places[x]]
+        if row >= 0:
+            alt_ids[row], alt_logp[row] = pool_alt_ids[x], pool_alt_logp[x]
+    return tokens, parents, depths, logp, mask, alt_ids, alt_logp

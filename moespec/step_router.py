@@ -1,0 +1,72 @@
+"""What decides a step's routing, and what is kept of it. Owns the seam between a target's forward and a policy.
+
+A policy is asked layer by layer, or, where it is MoE-Spec on compiled kernels, handed over whole. Letters as in
+`types.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from moespec.routing import RouterOutput
+from moespec.types import ExpertPlan
+
+
+class StepRouter(Protocol):
+    """What decides a step's routing."""
+
+    def route(self, number: int, output: RouterOutput) -> ExpertPlan:
+        """What the experts of MoE layer `number` will see."""
+        ...
+
+    def compiled_budget(self) -> CompiledBudget | None:
+        """The policy in the form of `native.routing.plan`, or None if `route` must be asked layer by layer."""
+        ...
+
+    def record(self, routing: StepRouting) -> None:
+        """Take note of all layers at once, where `route` was not asked."""
+        ...
+
+
+@dataclass(frozen=True)
+class CompiledBudget:
+    """Settings of `native.routing.plan`; `size` -1 is the router's own routing."""
+
+    row_weights_T: Tensor
+    natural: bool = False
+    protect_root: bool = False
+    size: int = -1
+    coverage: float = 0.0
+    truncates: bool = False
+
+
+@dataclass(frozen=True)
+class StepRouting:
+    """Routing of all L MoE layers in one step: what the routers chose, and what ran. kept_LE: the shortlists."""
+
+    logits_LTE: Tensor
+    natural_ids_LTK: Tensor
+    natural_weights_LTK: Tensor
+    ids_LTK: Tensor
+    weights_LTK: Tensor
+    kept_LE: Tensor
+
+
+class NaturalRouter:
+    """The routers' own choice, for prefill: nothing is recorded."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._num_rows = num_rows
+
+    def route(self, number: int, output: RouterOutput) -> ExpertPlan:
+        return ExpertPlan(ids_TK=output.ids_TK, weights_TK=output.weights_TK)
+
+    def compiled_budget(self) -> CompiledBudget:
+        return CompiledBudget(torch.ones(self._num_rows))
+
+    def record(self, routing: StepRouting) -> None:
+        pass
