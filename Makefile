@@ -18,6 +18,8 @@ lint: .venv/.installed-dev
 .venv/.installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	@echo "Compiling the kernels for this processor, once: about a minute."
+	$(BIN)/python -m moespec generate Hello --budget 16 --max-new-tokens 8 >/dev/null
 	touch $@
 
 .venv/.installed-dev: requirements-dev.txt .venv/.installed

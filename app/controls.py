@@ -6,11 +6,14 @@ Owns the widgets and how their values become the engine's three configs. Knows n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from moespec import BudgetConfig, EngineInfo, GenerationConfig, TreeConfig
+from moespec import BudgetConfig, GenerationConfig, TreeConfig
+
+if TYPE_CHECKING:
+    from moespec import EngineInfo
 
 SCORES = {"the paper's: all router probability": "softmax", "only weight that would be used": "natural"}
 ROW_WEIGHTS = {"all rows alike (the paper's)": "uniform", "by depth": "depth", "by the drafter's confidence": "path"}

@@ -13,7 +13,6 @@ import gradio as gr
 from app import controls as controls_module
 from app.controls import Controls, build_guess_controls, build_load_controls, build_write_controls, read, read_live
 from app.live import LiveRun, live_panels, notice
-from app.plots import expert_figure
 from app.service import Service
 from app.theme import CSS, studio_theme
 from moespec import RunSummary
@@ -162,6 +161,8 @@ def _answer(service: Service, messages: History, values: tuple, session: str) ->
             frame = run.frame(steps, " ".join(filter(None, [message, ending])))
             yield _shown([*messages, answered]), frame, gr.skip(), gr.skip()
         if layers:
+            from app.plots import expert_figure  # plotly takes a second, and only this needs it
+
             yield gr.skip(), gr.skip(), expert_figure(layers, service.info.num_experts), gr.skip()
     except ValueError as error:
         service.leave(session)
@@ -200,9 +201,11 @@ def _plain(history: History) -> History:
 def launch() -> None:
     """Serve the page: on every interface in a Space, on this machine alone otherwise."""
     host = os.environ.get("HOST", "0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1")
-    page = build_app(Service())
+    service = Service()
+    page = build_app(service)
     page.queue(max_size=16, api_open=False)
     page.launch(
+        prevent_thread_lock=True,
         server_name=host,
         server_port=int(os.environ.get("PORT", "7860")),
         footer_links=[],
@@ -210,3 +213,5 @@ def launch() -> None:
         theme=studio_theme(),
         css=CSS,
     )
+    service.start()
+    page.block_thread()

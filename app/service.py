@@ -6,24 +6,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from moespec import (
-    EMBEDDED_TARGET,
-    BudgetConfig,
-    Control,
-    Engine,
-    EngineInfo,
-    GenerationConfig,
-    StepTrace,
-    TreeConfig,
-)
+from moespec import EMBEDDED_TARGET, BudgetConfig, Control, GenerationConfig, StepTrace, TreeConfig
+
+if TYPE_CHECKING:
+    from moespec import Engine, EngineInfo
 
 FRAME_S = 0.05  # 20 frames a second is what a page keeps up with
 Step = list[StepTrace]
 
 
 class Service:
-    """Loads the engine in the background; hands out coalesced steps and each visitor's Control."""
+    """Loads the engine in the background; hands out coalesced steps and each visitor's Control.
+
+    Loading begins with `start`, or with the first who asks for the engine: a page is served before its model is there.
+    """
 
     def __init__(self, target: str | Path = EMBEDDED_TARGET) -> None:
         self._target = target
@@ -32,12 +30,21 @@ class Service:
         self._ready = threading.Event()
         self._lock = threading.Lock()
         self._controls: dict[str, Control] = {}  # of everyone whose answer is being written or waited for, in order
-        threading.Thread(target=self._load, daemon=True).start()
+        self._loader: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to load, once."""
+        with self._lock:
+            if self._loader is None:
+                self._loader = threading.Thread(target=self._load, daemon=True)
+                self._loader.start()
 
     def _load(self) -> None:
         try:
+            from moespec import Engine  # here, because torch and transformers take seconds
+
             engine = Engine.from_pretrained(self._target)
-            for _ in engine.generate("Hello", GenerationConfig(max_new_tokens=4)):
+            for _ in engine.generate("Hello", GenerationConfig(max_new_tokens=4), BudgetConfig(budget=16)):
                 pass  # the first steps are the slow ones: let them be ours
             self._engine = engine
         except Exception as error:
@@ -47,6 +54,7 @@ class Service:
     @property
     def engine(self) -> Engine:
         """The engine, waited for. ValueError says why there is none."""
+        self.start()
         self._ready.wait()
         if self._engine is None:
             raise ValueError(str(self._error))

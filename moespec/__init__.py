@@ -1,13 +1,32 @@
-"""MoE-Spec Studio's engine: budgeted expert verification for speculative decoding of Mixture-of-Experts models."""
+"""MoE-Spec Studio's engine: budgeted expert verification for speculative decoding of Mixture-of-Experts models.
 
-from moespec.config import BudgetConfig, GenerationConfig, TreeConfig
-from moespec.control import Control
-from moespec.drafters.base import DraftContext, Drafter
-from moespec.engine import Engine, EngineInfo
-from moespec.models import EMBEDDED_TARGET
-from moespec.policies.base import ExpertPolicy
-from moespec.trace import RunSummary, StepTrace, TraceHeader, read_trace, write_trace
-from moespec.types import DraftTree, ExpertPlan, RouterScores, TreeContext
+Names are imported when first used: a page can stand before torch and transformers, which take seconds, are loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moespec.config import EMBEDDED_TARGET, BudgetConfig, GenerationConfig, TreeConfig
+    from moespec.control import Control
+    from moespec.drafters.base import DraftContext, Drafter
+    from moespec.engine import Engine, EngineInfo
+    from moespec.policies.base import ExpertPolicy
+    from moespec.trace import RunSummary, StepTrace, TraceHeader, read_trace, write_trace
+    from moespec.types import DraftTree, ExpertPlan, RouterScores, TreeContext
+
+_MODULES = {
+    "config": ("EMBEDDED_TARGET", "BudgetConfig", "GenerationConfig", "TreeConfig"),
+    "control": ("Control",),
+    "drafters.base": ("DraftContext", "Drafter"),
+    "engine": ("Engine", "EngineInfo"),
+    "policies.base": ("ExpertPolicy",),
+    "trace": ("RunSummary", "StepTrace", "TraceHeader", "read_trace", "write_trace"),
+    "types": ("DraftTree", "ExpertPlan", "RouterScores", "TreeContext"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "EMBEDDED_TARGET",
@@ -30,3 +49,9 @@ __all__ = [
     "read_trace",
     "write_trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'moespec' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"moespec.{_MODULE_OF[name]}"), name)

@@ -7,11 +7,13 @@ model (its top-k, its number of experts, its context) is checked by the engine.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from moespec.policies.base import ExpertPolicy
 
+EMBEDDED_TARGET = Path(__file__).resolve().parent.parent / "assets" / "model"  # the model that ships with us
 MAX_TREE_TOKENS = 64  # rows of one verify step; the kernels' tile and the one-byte row ids of a trace
 POLICIES = ("substitution", "truncation")
 SCORES = ("softmax", "natural")

@@ -18,9 +18,6 @@ from moespec.hf import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrain
 from moespec.integrity import verify_manifest
 from moespec.routing import RouterFamily, identify_family
 
-EMBEDDED_TARGET = Path(__file__).resolve().parent.parent / "assets" / "model"
-EMBEDDED_DRAFTER = EMBEDDED_TARGET.parent / "drafter"
-
 
 @dataclass(frozen=True)
 class MoeLayer:

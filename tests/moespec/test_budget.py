@@ -1,19 +1,22 @@
-"""The paper's formulas against brute force in fp64, row by row, for every router family."""
+"""The paper's formulas against brute force in fp64, row by row, for every router family: torch's and the compiled."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from moespec import BudgetConfig, RouterScores, TreeContext
-from moespec.budget import MoESpec, cover, row_weights, score_experts, select_experts
+from moespec import BudgetConfig, DraftTree, ExpertPlan, RouterScores, TreeContext
+from moespec.budget import MoESpec, cover, select_experts
+from moespec.native import load_kernels
+from moespec.recorder import StepRecorder
 from moespec.routing import FAMILIES
 
 NUM_ROWS, NUM_EXPERTS, TOP_K = 9, 16, 4
 
 
-def random_scores(family, seed: int = 0) -> RouterScores:
-    logits_TE = torch.randn(NUM_ROWS, NUM_EXPERTS, generator=torch.Generator().manual_seed(seed)) * 2
+def random_scores(family, logits_TE: torch.Tensor | None = None, seed: int = 0) -> RouterScores:
+    if logits_TE is None:
+        logits_TE = torch.randn(NUM_ROWS, NUM_EXPERTS, generator=torch.Generator().manual_seed(seed)) * 2
     probs_TE = logits_TE.softmax(-1)
     ids_TK = family.selection(logits_TE, probs_TE).topk(TOP_K).indices
     return RouterScores(logits_TE, probs_TE, ids_TK, family.weights(logits_TE, probs_TE, ids_TK, None), family)
@@ -22,6 +25,54 @@ def random_scores(family, seed: int = 0) -> RouterScores:
 def context() -> TreeContext:
     depths_T = torch.tensor([0, 1, 1, 2, 2, 2, 3, 3, 4])
     return TreeContext(depths_T, -0.7 * depths_T.float() - 0.01 * torch.arange(NUM_ROWS), layer=0)
+
+
+def torch_plan(config: BudgetConfig, scores: RouterScores, where: TreeContext) -> ExpertPlan:
+    return MoESpec(config).plan(scores, where)
+
+
+def compiled_plan(config: BudgetConfig, scores: RouterScores, where: TreeContext) -> ExpertPlan:
+    """As a step hands a budget to the compiled decoder."""
+    rows_T = torch.arange(NUM_ROWS)
+    tree = DraftTree(rows_T, rows_T - 1, where.depths_T, where.draft_logp_T, torch.eye(NUM_ROWS, dtype=torch.bool))
+    budget = StepRecorder([], tree, MoESpec(config)).compiled_budget()
+    routed = scores.logits_TE, scores.probs_TE, scores.natural_ids_TK, scores.natural_weights_TK, budget.row_weights_T
+    settings = budget.natural, budget.protect_root, budget.size, budget.coverage, budget.truncates
+    kind = FAMILIES.index(scores.family)
+    found = load_kernels().routing.plan(*(part.numpy() for part in routed), *settings, kind)
+    ids_TK, weights_TK, kept_E, score_E = (torch.from_numpy(part) for part in found)
+    return ExpertPlan(ids_TK=ids_TK, weights_TK=weights_TK, kept_E=kept_E, score_E=score_E)
+
+
+each_plan = pytest.mark.parametrize("plan_of", [torch_plan, compiled_plan], ids=["torch", "compiled"])
+
+
+def brute_force_score(scores: RouterScores, where: TreeContext, config: BudgetConfig) -> list[float]:
+    """fp64 [E], one row and expert at a time."""
+    total = [0.0] * NUM_EXPERTS
+    for row in range(NUM_ROWS):
+        depth, logp = float(where.depths_T[row]), where.draft_logp_T[row].double()
+        weight = {"uniform": 1.0, "depth": config.depth_decay**depth, "path": logp.exp().item()}[config.row_weight]
+        if config.score == "softmax":
+            pairs = enumerate(scores.logits_TE[row].double().softmax(-1).tolist())
+        else:
+            pairs = zip(scores.natural_ids_TK[row].tolist(), scores.natural_weights_TK[row].tolist(), strict=True)
+        for expert, value in pairs:
+            total[expert] += weight * value
+    return total
+
+
+def brute_force_shortlist(scores: RouterScores, where: TreeContext, config: BudgetConfig) -> set[int]:
+    score = brute_force_score(scores, where, config)
+    root = set(scores.natural_ids_TK[0].tolist()) if config.protect_root else set()
+    order = sorted(range(NUM_EXPERTS), key=lambda expert: (-score[expert], expert))
+    if config.budget is not None:
+        others = [expert for expert in order if expert not in root]
+        return root | set(others[: config.budget - len(root)])
+    size = TOP_K
+    while sum(score[expert] for expert in order[:size]) < config.coverage * sum(score):
+        size += 1
+    return root | set(order[:size])
 
 
 def brute_force_weights(name: str, logits: list[float], chosen: list[int], survivors: set[int]) -> dict[int, float]:
@@ -36,14 +87,29 @@ def brute_force_weights(name: str, logits: list[float], chosen: list[int], survi
     return {expert: float(probabilities[expert] / total) for expert in alive}
 
 
+SETTINGS = [
+    {"budget": TOP_K},  # the smallest: substitution leaves every row the same experts
+    {"budget": 6},
+    {"budget": 11, "score": "natural"},
+    {"budget": NUM_EXPERTS},  # every expert is kept, so nothing may change
+    {"budget": TOP_K, "protect_root": True},  # the root's experts fill the whole budget
+    {"budget": 7, "protect_root": True, "row_weight": "path"},
+    {"budget": 6, "row_weight": "depth", "depth_decay": 0.3, "score": "natural"},
+    {"coverage": 0.05},  # held by fewer than top-k experts: top-k are kept all the same
+    {"coverage": 0.6, "row_weight": "path"},
+    {"coverage": 0.4, "protect_root": True},  # the root's experts come on top
+    {"coverage": 0.9, "score": "natural"},
+]
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @pytest.mark.parametrize("policy", ["substitution", "truncation"])
-@pytest.mark.parametrize("budget", [4, 6, 11])
-def test_plan_equals_brute_force(family, policy, budget):
-    scores = random_scores(family)
-    plan = MoESpec(BudgetConfig(budget=budget, policy=policy)).plan(scores, context())
-    mass = scores.logits_TE.double().softmax(-1).sum(0).tolist()
-    shortlist = set(sorted(range(NUM_EXPERTS), key=lambda expert: (-mass[expert], expert))[:budget])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@each_plan
+def test_plan_equals_brute_force(family, policy, settings, plan_of):
+    scores, config = random_scores(family), BudgetConfig(policy=policy, **settings)
+    plan = plan_of(config, scores, context())
+    shortlist = brute_force_shortlist(scores, context(), config)
     assert set(plan.kept_E.nonzero()[:, 0].tolist()) == shortlist
     for row in range(NUM_ROWS):
         logits = scores.logits_TE[row].tolist()
@@ -53,6 +119,31 @@ def test_plan_equals_brute_force(family, policy, budget):
         pairs = zip(plan.ids_TK[row].tolist(), plan.weights_TK[row].tolist(), strict=True)
         actual = {expert: weight for expert, weight in pairs if weight != 0}
         assert actual == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@each_plan
+def test_a_row_truncated_to_nothing_gets_zeros(family, plan_of):
+    logits_TE = torch.zeros(NUM_ROWS, NUM_EXPERTS)
+    logits_TE[:, :TOP_K] = 5.0  # all rows but the last want the first experts
+    logits_TE[-1] = logits_TE[-1].flip(0)
+    plan = plan_of(BudgetConfig(budget=TOP_K, policy="truncation"), random_scores(family, logits_TE), context())
+    assert torch.equal(plan.weights_TK[-1], torch.zeros(TOP_K))
+    assert (plan.weights_TK[:-1] > 0).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_compiled_routing_is_each_rows_best_experts(family):
+    scores = random_scores(family)
+    found = load_kernels().routing.route(scores.logits_TE.numpy(), TOP_K, FAMILIES.index(family))
+    probs_TE, ids_TK, weights_TK = (torch.from_numpy(part) for part in found)
+    torch.testing.assert_close(probs_TE.double(), scores.logits_TE.double().softmax(-1), atol=1e-6, rtol=1e-5)
+    for row in range(NUM_ROWS):
+        logits = scores.logits_TE[row].tolist()
+        chosen = sorted(range(NUM_EXPERTS), key=lambda expert: -logits[expert])[:TOP_K]
+        assert ids_TK[row].tolist() == chosen
+        expected = brute_force_weights(family.name, logits, chosen, set(chosen))
+        assert weights_TK[row].tolist() == pytest.approx([expected[expert] for expert in chosen], abs=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -82,26 +173,19 @@ def test_ties_go_to_the_lower_id():
     assert select_experts(torch.tensor([1.0, 2.0, 1.0, 1.0]), 2).tolist() == [True, True, False, False]
 
 
-@pytest.mark.parametrize("kind", ["uniform", "depth", "path"])
+@pytest.mark.parametrize("row_weight", ["uniform", "depth", "path"])
 @pytest.mark.parametrize("score", ["softmax", "natural"])
-def test_scores_weigh_rows_as_said(kind, score):
-    scores, where = random_scores(FAMILIES[0]), context()
-    expected = [0.0] * NUM_EXPERTS
-    for row in range(NUM_ROWS):
-        depth, logp = float(where.depths_T[row]), float(where.draft_logp_T[row])
-        weight = {"uniform": 1.0, "depth": 0.6**depth, "path": torch.tensor(logp).double().exp().item()}[kind]
-        if score == "softmax":
-            pairs = enumerate(scores.logits_TE[row].double().softmax(-1).tolist())
-        else:
-            pairs = zip(scores.natural_ids_TK[row].tolist(), scores.natural_weights_TK[row].tolist(), strict=True)
-        for expert, value in pairs:
-            expected[expert] += weight * value
-    actual_E = score_experts(scores, score, row_weights(kind, 0.6, where))
-    assert actual_E.tolist() == pytest.approx(expected, abs=1e-5)
+@each_plan
+def test_scores_weigh_rows_as_said(row_weight, score, plan_of):
+    config = BudgetConfig(budget=8, row_weight=row_weight, score=score)
+    plan = plan_of(config, random_scores(FAMILIES[0]), context())
+    expected = brute_force_score(random_scores(FAMILIES[0]), context(), config)
+    assert plan.score_E.tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_protected_root_keeps_its_experts_within_the_budget():
+@each_plan
+def test_a_protected_root_keeps_its_experts_within_the_budget(plan_of):
     scores = random_scores(FAMILIES[0], seed=5)
-    plan = MoESpec(BudgetConfig(budget=TOP_K, protect_root=True)).plan(scores, context())
+    plan = plan_of(BudgetConfig(budget=TOP_K, protect_root=True), scores, context())
     assert set(plan.kept_E.nonzero()[:, 0].tolist()) == set(scores.natural_ids_TK[0].tolist())
     assert sorted(plan.ids_TK[0].tolist()) == sorted(scores.natural_ids_TK[0].tolist())

@@ -21,10 +21,9 @@ def tiny_head(**options) -> Eagle3Head:
         num_key_value_heads=2,
         head_dim=8,
         vocab_size=VOCAB,
-        draft_vocab_size=VOCAB,
         tap_layers=(1, 2, 3),
         target_hidden_size=16,
-        **options,
+        **{"draft_vocab_size": VOCAB, **options},
     )
     head = Eagle3Head(config).requires_grad_(False)
     for parameter in head.parameters():

@@ -7,13 +7,35 @@ import json
 import pytest
 import torch
 
-from moespec import BudgetConfig, Control, Engine, GenerationConfig, StepTrace, TreeConfig
+from moespec import (
+    BudgetConfig,
+    Control,
+    Engine,
+    ExpertPlan,
+    GenerationConfig,
+    RouterScores,
+    StepTrace,
+    TreeConfig,
+    TreeContext,
+)
+from moespec.budget import MoESpec
 from moespec.kv_cache import TreeCache
 from moespec.run import Conversation
 from tests.conftest import VOCAB, tiny_model
 from tests.drafters import PlantingDrafter
 
 NEW_TOKENS = 48
+
+
+class OwnPolicy:
+    """MoE-Spec as a policy object of one's own: asked layer by layer, wherever steps run."""
+
+    def __init__(self, config: BudgetConfig) -> None:
+        self._method, self.num_calls = MoESpec(config), 0
+
+    def plan(self, scores: RouterScores, context: TreeContext) -> ExpertPlan:
+        self.num_calls += 1
+        return self._method.plan(scores, context)
 
 
 def reference_ids(model, prompt_ids, num_tokens: int = NEW_TOKENS) -> list[int]:
@@ -82,7 +104,8 @@ def test_budget_bounds_the_experts_touched(family, policy):
 def test_nan_in_dropped_experts_changes_nothing(family):
     """Experts outside every plan may hold NaN: they are never read."""
     engine, _ = planted_engine(family)
-    budget = BudgetConfig(budget=engine.info.top_k)
+    # A policy object, so that compiled steps also call the experts function.
+    budget = BudgetConfig(policy=OwnPolicy(BudgetConfig(budget=engine.info.top_k)))
     used: list[set[int]] = [set() for _ in engine.target.moe_layers]
     original = engine.target._experts_function
     before = run(engine, budget=budget)
