@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # threads that wait longer leave the core to others
 
 from app.main import launch
 

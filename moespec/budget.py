@@ -89,7 +89,7 @@ class MoESpec:
             if config.protect_root:
                 kept_E = kept_E.index_fill(0, scores.natural_ids_TK[0], True)
         else:
-            assert config.budget is not None
+            assert config.budget is not None, "a MoESpec needs a budget or a coverage"
             kept_E = select_experts(ranked_E, max(config.budget, scores.top_k))
         route = truncate if config.policy == "truncation" else substitute
         ids_TK, weights_TK = route(scores, kept_E)

@@ -163,6 +163,7 @@ class Engine:
             # Kept again only if no step fails half-way; between two steps it is always consistent.
             self._conversation = None
             try:
+                self.target.refresh()
                 run = Run(
                     target=self.target,
                     drafter=self.drafter,

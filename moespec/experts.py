@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moespec.native import load_kernels
+from moespec.native import load_kernels, use_threads
 
 MAX_COMPILED_BYTES = 2**20  # of one expert; on larger ones a tuned product is as fast
 
@@ -135,7 +135,10 @@ class _CompiledExperts(_ExpertWeights):
         self._up, self._down = experts.gate_up_proj.detach().numpy(), experts.down_proj.detach().numpy()
 
     def run(self, experts: Any, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        use_threads()
         x, ids, weights = (part.contiguous().numpy() for part in (x_TD, ids_TK, weights_TK))
+        if ids.size and not 0 <= ids.min() <= ids.max() < experts.num_experts:  # a kernel would read past the weights
+            raise ValueError(f"expert ids {ids.min()} to {ids.max()} are outside 0 to {experts.num_experts - 1}.")
         return torch.from_numpy(self._kernels.layers.experts(x, ids, weights, self._up, self._down))
 
 

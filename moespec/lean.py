@@ -79,9 +79,7 @@ class LeanDecoder:
         routed = [layer for layer in self._layers if layer.router is not None and can_compile(layer.mlp.experts)]
         self._is_one_call = uniform and len(routed) == len(self._layers)
         self._all_arrays = tuple(layer.arrays() for layer in routed) if self._is_one_call else ()
-        experts_weights = [layer.mlp.experts.gate_up_proj for layer in routed]
-        self._sources = [model.lm_head.weight, *(layer.self_attn.q_proj.weight for layer in layers), *experts_weights]
-        self._pointers = [weight.data_ptr() for weight in self._sources]
+        self._versions = self._current()
 
     @staticmethod
     @torch.inference_mode()
@@ -98,8 +96,14 @@ class LeanDecoder:
         return lean if error <= PROBE_TOLERANCE * expected_TV.abs().max() else None
 
     def is_current(self) -> bool:
-        """Whether the model still has the weights that were copied here."""
-        return self._pointers == [weight.data_ptr() for weight in self._sources]
+        """Whether the model has the weights that were copied here: neither replaced nor changed in place.
+
+        Asked once per answer: it looks at every parameter.
+        """
+        return self._versions == self._current()
+
+    def _current(self) -> list[tuple[int, int]]:
+        return [(id(p), 0 if p.is_inference() else p._version) for p in self._model.parameters()]
 
     def forward(
         self,

@@ -106,7 +106,8 @@ class StepRecorder:
         ones_T = torch.ones(self._tree.num_rows)
         if self._policy is None:
             return CompiledBudget(ones_T)
-        if not isinstance(self._policy, MoESpec):
+        # A subclass may plan otherwise, and a MoESpec handed over as an object may lack what its plan asks for.
+        if type(self._policy) is not MoESpec or self._policy.config.is_lossless:
             return None
         config = self._policy.config
         context = TreeContext(self._tree.depths_T, self._tree.draft_logp_T, 0)
@@ -116,7 +117,7 @@ class StepRecorder:
             natural=config.score == "natural",
             protect_root=config.protect_root,
             size=config.budget or 0,
-            coverage=config.coverage or 0.0,
+            coverage=float(config.coverage or 0),
             truncates=config.policy == "truncation",
         )
 

@@ -53,10 +53,18 @@ class Target:
         self._key = f"moespec-{next(_engine_numbers)}"
         ALL_EXPERTS_FUNCTIONS[self._key] = self._experts_function
         ALL_ATTENTION_FUNCTIONS[self._key] = grouped_attention
-        self._lean = LeanDecoder.of(model, self.layers, self.moe_layers, self._run_experts)
+        self._lean = self._find_lean()
         self._packed = self._pack_linear_layers() if self._lean is None else []
         self._mask = TreeMask(self.dtype, self.device)
         self._configs = list({id(moe.experts.config): moe.experts.config for moe in self.moe_layers}.values())
+
+    def _find_lean(self) -> LeanDecoder | None:
+        return LeanDecoder.of(self.model, self.layers, self.moe_layers, self._run_experts)
+
+    def refresh(self) -> None:
+        """Follow a model whose weights were changed since they were copied. Once per answer, outside a step."""
+        if self._lean is not None and not self._lean.is_current():
+            self._lean = self._find_lean()
 
     def _probe_top_k(self, router: nn.Module) -> int:
         with torch.inference_mode():
@@ -124,7 +132,7 @@ class Target:
 
         `seen_TT`: bool, which of the new rows each row sees (a tree's ancestors and itself); None is causal.
         """
-        if self._lean is not None and self._lean.is_current():
+        if self._lean is not None:
             assert self._router is not None
             logits_TV, entering = self._lean.forward(token_ids_T, positions_T, seen_TT, cache, keep, self._router)
             self._features = {number: entering[number][None] for number in self._tap_layers}

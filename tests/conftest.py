@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch: waiting threads leave the core to others
 
 import pytest
 import torch

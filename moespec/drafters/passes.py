@@ -191,7 +191,8 @@ class CompiledPass:
         self._kv = _KeysAndValues(head)
 
     def fuse(self, features_NF: Tensor) -> Tensor:
-        return torch.from_numpy(self._kernels.layers.linear(features_NF.contiguous().numpy(), self._fc))
+        use_threads()
+        return torch.from_numpy(self._kernels.layers.linear(features_NF.float().contiguous().numpy(), self._fc))
 
     def run(self, rows: Rows) -> Tensor:
         use_threads()

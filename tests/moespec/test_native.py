@@ -9,17 +9,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moespec import BudgetConfig
+from moespec import BudgetConfig, Engine
 from moespec.budget import MoESpec
 from moespec.models import find_moe_layers
 from moespec.native import load_kernels
 from moespec.routing import FAMILIES
 from tests.conftest import tiny_model
-from tests.moespec.test_engine import OwnPolicy, planted_engine, run
+from tests.moespec.test_engine import OwnPolicy, planted_engine, prompt, reference_ids, run
 from tests.moespec.test_layers import brute_force
 
 KERNELS = load_kernels()
 EPS = 0.05  # large, so that leaving it out would show
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
 
 
 def call(kernel, *arguments):
@@ -220,3 +225,20 @@ def test_a_policy_asked_layer_by_layer_is_the_policy_handed_over(family, policy,
     steps, routing = steps_of(family, config, is_compiled=True)
     assert [step.token_ids for step in steps] == [step.token_ids for step in expected]
     assert routing == expected_routing
+
+
+@pytest.mark.parametrize("change", ["in place", "replaced"])
+def test_a_model_changed_after_loading_is_followed(change):
+    model, other = tiny_model("qwen3_moe"), tiny_model("qwen3_moe", seed=1)
+    engine = Engine.from_model(model)
+    before = run(engine)[-1].summary.token_ids
+    with torch.no_grad():
+        for mine, new in zip(model.model.layers, other.model.layers, strict=True):
+            if change == "in place":
+                mine.self_attn.v_proj.weight.copy_(new.self_attn.v_proj.weight)
+            else:
+                mine.mlp.experts.down_proj = new.mlp.experts.down_proj
+    engine._conversation = None  # its keys are the old weights'
+    after = run(engine)[-1].summary.token_ids
+    assert engine.target.is_compiled and after != before
+    assert after == reference_ids(model, prompt())[11:]

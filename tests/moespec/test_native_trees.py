@@ -17,6 +17,11 @@ KERNELS = load_kernels()
 SMALL_VOCAB = torch.tensor([2, 3, 5, 7, 11, 13, 17, 19, 23, 29])
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def head_of(options: dict):
     head = tiny_head(**options)
     for parameter in head.parameters():
