@@ -41,6 +41,7 @@ class Controls:
     total_tokens: gr.Slider
     depth: gr.Slider
     top_k: gr.Slider
+    min_path_p: gr.Slider
     temperature: gr.Slider
     max_new_tokens: gr.Slider
     seed: gr.Number
@@ -54,7 +55,7 @@ class Controls:
     def live(self) -> list[Any]:
         """Those that act on an answer that is being written."""
         load = [self.lossless, self.budget, self.policy, self.score, self.row_weight, self.protect_root]
-        return [*load, self.total_tokens, self.depth, self.top_k]
+        return [*load, self.total_tokens, self.depth, self.top_k, self.min_path_p]
 
 
 def read_live(values: tuple) -> tuple[BudgetConfig, TreeConfig]:
@@ -118,12 +119,18 @@ def build_load_controls() -> dict[str, Any]:
 
 
 def build_guess_controls() -> dict[str, Any]:
-    """How far to guess: the draft tree."""
+    """How far to guess: the draft tree. It starts as the engine's own default."""
+    tree = TreeConfig()
     with gr.Tab("How far to guess"), gr.Row():
-        total = gr.Slider(1, 32, value=8, step=1, label="Tree size", info="Rows with the root; 1 guesses nothing.")
-        depth = gr.Slider(1, 8, value=4, step=1, label="Depth", info="Levels below the root.")
-        top_k = gr.Slider(1, 8, value=3, step=1, label="Top-k", info="Guesses tried per node.")
-    return {"total_tokens": total, "depth": depth, "top_k": top_k}
+        total = gr.Slider(
+            1, 32, value=tree.total_tokens, step=1, label="Tree size", info="Rows with the root; 1 guesses nothing."
+        )
+        depth = gr.Slider(1, 8, value=tree.depth, step=1, label="Depth", info="Levels below the root.")
+        top_k = gr.Slider(1, 8, value=tree.top_k, step=1, label="Top-k", info="Guesses tried per node.")
+        least = gr.Slider(
+            0, 0.5, value=tree.min_path_p, step=0.01, label="Least likely path", info="Below this, no guess is kept."
+        )
+    return {"total_tokens": total, "depth": depth, "top_k": top_k, "min_path_p": least}
 
 
 def build_write_controls() -> dict[str, Any]:

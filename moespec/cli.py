@@ -59,7 +59,11 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--score", default="softmax", help="softmax (the paper's) or natural")
     parser.add_argument("--row-weight", default="uniform", help="uniform (the paper's), depth or path")
     parser.add_argument("--protect-root", action="store_true", help="never take an expert from the root")
-    parser.add_argument("--tree", metavar="TOTAL,DEPTH,TOPK", help="draft tree: rows with the root, levels, branching")
+    parser.add_argument(
+        "--tree",
+        metavar="TOTAL,DEPTH,TOPK[,MINP]",
+        help="draft tree: rows with the root, levels, branching, least likely path",
+    )
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=0)

@@ -48,26 +48,41 @@ class TreeConfig:
     """How far to guess. `total_tokens` counts the root, as the paper's tree of 63 does.
 
     `depth` is the deepest level below the root (EAGLE's code counts growth rounds: its 7 is our 8); `top_k` is the
-    number of children tried per expanded node and the number of nodes expanded per level.
+    number of children tried per expanded node and the number of nodes expanded per level. Nodes that the drafter gives
+    less than `min_path_p` to be reached are neither verified nor drafted below: where it is unsure, a step stays small.
     """
 
     total_tokens: int = 8
     depth: int = 4
     top_k: int = 3
+    min_path_p: float = 0.0
 
     def __post_init__(self) -> None:
         limit = MAX_TREE_TOKENS
         _require(_is_int(self.total_tokens) and 1 <= self.total_tokens <= limit, "total_tokens", self, f"1 to {limit}")
         _require(_is_int(self.depth) and 1 <= self.depth <= 16, "depth", self, "1 to 16")
         _require(_is_int(self.top_k) and 1 <= self.top_k <= 16, "top_k", self, "1 to 16")
+        _require(_is_number(self.min_path_p) and 0 <= self.min_path_p < 1, "min_path_p", self, "0 to below 1")
 
     @staticmethod
     def parse(text: str) -> TreeConfig:
-        """The tree written as `8,4,3`. ValueError if it is not."""
-        parts = text.split(",")
-        if len(parts) != 3 or not all(part.strip().lstrip("-").isdigit() for part in parts):
-            raise ValueError(f"tree={text!r} is not TOTAL,DEPTH,TOPK: three whole numbers, such as 8,4,3.")
-        return TreeConfig(*(int(part) for part in parts))
+        """The tree written as `8,4,3` or, with the least probability of a path, `8,4,3,0.1`; or ValueError."""
+        try:
+            total, depth, top_k, *rest = text.split(",")
+            (least,) = map(float, rest or ["0"])
+            return TreeConfig(int(total), int(depth), int(top_k), least)
+        except ValueError as error:
+            if " is not allowed: " in str(error):
+                raise
+            raise ValueError(
+                f"tree={text!r} is not TOTAL,DEPTH,TOPK[,MINP]: three whole numbers, such as 8,4,3, and a probability."
+            ) from error
+
+    @property
+    def numbers(self) -> list[int | float]:
+        """What `parse` reads, the last one only where it is set."""
+        shape: list[int | float] = [self.total_tokens, self.depth, self.top_k]
+        return [*shape, self.min_path_p] if self.min_path_p else shape
 
 
 @dataclass(frozen=True)

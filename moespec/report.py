@@ -46,7 +46,7 @@ def step_settings(budget: BudgetConfig, effective: int | None, tree: TreeConfig)
         score=budget.score,
         row_weight=budget.row_weight,
         protect_root=budget.protect_root,
-        tree=[tree.total_tokens, tree.depth, tree.top_k],
+        tree=tree.numbers,
     )
 
 

@@ -71,7 +71,7 @@ class StepSettings:
     score: str
     row_weight: str
     protect_root: bool
-    tree: list[int]  # total tokens, depth, top-k
+    tree: list[int | float]  # total tokens, depth, top-k
 
 
 @dataclass

@@ -5,6 +5,7 @@ Owns growth and selection, given a function that scores the next tokens below gi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,7 +57,10 @@ def grow_tree(
     children_N, rows_N = ids_NA[0, :top_k], torch.zeros(top_k, dtype=torch.long, device=device)
     start = pool.add(children_N, candidates_N, torch.full((top_k,), -1, device=device))
     frontier_logp_N, frontier_pool_N = candidates_N, torch.arange(start, start + top_k, device=device)
+    least_logp = math.log(config.min_path_p) if config.min_path_p else -math.inf
     for level in range(1, config.depth):
+        if config.min_path_p and float(frontier_logp_N[0]) < least_logp:
+            break  # nothing below could be kept
         ids_NA, logp_NA = scorer(Frontier(pool.target_ids(children_N), rows_N, level))
         pool.expanded(frontier_pool_N, ids_NA, logp_NA)
         candidates_NK = frontier_logp_N[:, None] + logp_NA[:, :top_k]
@@ -64,7 +68,7 @@ def grow_tree(
         frontier_logp_N, best_N = candidates_NK.flatten().topk(min(top_k, candidates_NK.numel()))
         children_N, rows_N = ids_NA[:, :top_k].flatten()[best_N], best_N // top_k
         frontier_pool_N = best_N + start
-    return pool.select(root, config.total_tokens - 1, config.depth)
+    return pool.select(root, config.total_tokens - 1, least_logp, config.depth)
 
 
 def root_only(root: int, device: torch.device) -> DraftTree:
@@ -120,12 +124,14 @@ class _Pool:
     def expanded(self, pool_N: Tensor, ids_NA: Tensor, logp_NA: Tensor) -> None:
         self._expanded.append((pool_N, ids_NA, logp_NA))
 
-    def select(self, root: int, num_drafts: int, depth: int) -> DraftTree:
-        """The best `num_drafts` candidates as a tree, in pool order behind the root."""
+    def select(self, root: int, num_drafts: int, least_logp: float, depth: int) -> DraftTree:
+        """The best candidates, at most `num_drafts` of them, as a tree in pool order behind the root."""
         logp_P, tokens_P = torch.cat(self._logp), self.target_ids(torch.cat(self._tokens))
         device = logp_P.device
         # Stable: where a child is as likely as its parent, the parent comes first.
         order_P = logp_P.sort(descending=True, stable=True).indices
+        if least_logp > -math.inf:
+            num_drafts = min(num_drafts, int((logp_P >= least_logp).sum()))
         chosen_N = order_P[: min(num_drafts, self._size)].sort().values
         # Row of each pool index; one slot more so that index -1, the root, finds row 0.
         rows_P = torch.zeros(self._size + 1, dtype=torch.long, device=device)

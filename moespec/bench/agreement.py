@@ -63,7 +63,8 @@ def agreement_by_position(
 def _verify(engine: Engine, arm: Arm, tree: DraftTree, prefix: int, cache: TreeCache) -> Tensor:
     target = engine.target
     assert arm.budget is not None
-    recorder = StepRecorder(target.moe_layers, tree, policy_for(arm.budget, target.num_experts))
+    policy = policy_for(arm.budget, target.num_experts) if tree.num_rows > 1 else None
+    recorder = StepRecorder(target.moe_layers, tree, policy)
     with target.stepping(recorder):
         return target.forward(tree.tokens_T, tree.depths_T + prefix, tree.mask_TT, cache, keep=tree.num_rows)
 

@@ -1,7 +1,7 @@
 """What a decode benchmark compares, and the names it goes by. Knows nothing of how arms are run.
 
-A name is `transformers`, `plain`, `eagle3` or `moe-spec:POLICY:BUDGET[:SCORE]`; `@TOTAL,DEPTH,TOPK` behind it sets the
-draft tree. SCORE joins with `+`: natural, depth or path, root. Without it the score is the paper's.
+A name is `transformers`, `plain`, `eagle3` or `moe-spec:POLICY:BUDGET[:SCORE]`; `@TOTAL,DEPTH,TOPK[,MINP]` behind it
+sets the draft tree. SCORE joins with `+`: natural, depth or path, root. Without it the score is the paper's.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from moespec.config import BudgetConfig, TreeConfig
 
 BUDGETS = (8, 12, 16, 24, 32, 48)
 OUR_SCORE = "natural+path+root"
-SMALL, DEFAULT, LARGE = TreeConfig(4, 3, 2), TreeConfig(8, 4, 3), TreeConfig(16, 5, 4)
-PLAIN = TreeConfig(1)
+DEFAULT, LARGE, PLAIN = TreeConfig(), TreeConfig(16, 5, 4), TreeConfig(1)
+TREES = (DEFAULT, TreeConfig(8, 4, 3), LARGE, TreeConfig(32, 6, 6))
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Arm:
         return self.budget is not None and not self.budget.is_lossless
 
     @property
-    def tree_numbers(self) -> list[int] | None:
-        return None if self.tree is None else [self.tree.total_tokens, self.tree.depth, self.tree.top_k]
+    def tree_numbers(self) -> list[int | float] | None:
+        return None if self.tree is None else self.tree.numbers
 
     @property
     def key(self) -> str:
@@ -40,14 +40,16 @@ class Arm:
 
 
 def default_arms() -> list[Arm]:
-    """Transformers, plain, EAGLE-3 at each tree, and every budget with both policies and our best score."""
-    trees = (SMALL, DEFAULT, LARGE)
+    """Transformers, plain, EAGLE-3 at each tree, and every budget with both policies and our best score.
+
+    Budgets are compared at the large tree, as the paper's are; 16 also at the other trees: its best need not be
+    EAGLE-3's.
+    """
     arms = [Arm("transformers"), Arm("plain", PLAIN, BudgetConfig())]
-    arms += [Arm("eagle3", tree, BudgetConfig()) for tree in trees]
+    arms += [Arm("eagle3", tree, BudgetConfig()) for tree in TREES]
     for kind in ("substitution:{}", "truncation:{}", f"substitution:{{}}:{OUR_SCORE}"):
         for budget in BUDGETS:
-            # The paper's own setting at 16 is also tried at the other trees: its best tree need not be EAGLE-3's.
-            for tree in trees if budget == 16 else (DEFAULT,):
+            for tree in TREES if budget == 16 else (LARGE,):
                 arms.append(_speculative(f"moe-spec:{kind.format(budget)}", tree))
     return arms
 

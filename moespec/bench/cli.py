@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--arms", metavar="LIST", help="names joined by spaces; default: all. See moespec/bench/arms.py"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="use N of the prompts, spread over all sources")
+    parser.add_argument("--follow", type=int, default=16, metavar="N", help="measure agreement on N of them")
     parser.add_argument("--prompts", type=Path, default=PROMPTS)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--json", action="store_true", help="the record as the last line, instead of a table")
@@ -34,6 +35,8 @@ def bench_decode(engine: Engine, target: str | Path, args: argparse.Namespace) -
         raise ValueError("bench decode compares drafting with not drafting: give it a drafter.")
     if args.max_new_tokens < 2:
         raise ValueError(f"max-new-tokens={args.max_new_tokens} is not allowed: use 2 or more.")
+    if args.follow < 1:
+        raise ValueError(f"follow={args.follow} is not allowed: use 1 or more.")
     arms = parse_arms(args.arms)
     for arm in arms:
         if arm.budget is not None:
@@ -41,7 +44,7 @@ def bench_decode(engine: Engine, target: str | Path, args: argparse.Namespace) -
     prompts = read_prompts(args.prompts, engine, args.limit)
     contestants = Contestants(engine, target, args.max_new_tokens)
     speeds = contestants.choose_experts(prompts[0].token_ids)
-    measured = measure(contestants, arms, prompts, lambda line: print(line, file=sys.stderr, flush=True))
+    measured = measure(contestants, arms, prompts, args.follow, lambda line: print(line, file=sys.stderr, flush=True))
     records = [arm_record(entry) for entry in measured]
     found = ratios(measured)
     document = {
@@ -52,6 +55,7 @@ def bench_decode(engine: Engine, target: str | Path, args: argparse.Namespace) -
             "file": args.prompts.name,
             "sha256": hashlib.sha256(args.prompts.read_bytes()).hexdigest(),
             "num_prompts": len(prompts),
+            "num_followed": min(args.follow, len(prompts)),
             "max_new_tokens": args.max_new_tokens,
         },
         "transformers_experts": {"chosen": contestants.experts_implementation, "tokens_per_s": speeds},

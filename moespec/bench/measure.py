@@ -48,15 +48,17 @@ def read_prompts(path: Path, engine: Engine, limit: int | None) -> list[BenchPro
     if limit is not None:
         if limit < 1:
             raise ValueError(f"limit={limit} is not allowed: use 1 or more.")
-        limit = min(limit, len(entries))
-        entries = [entries[n * len(entries) // limit] for n in range(limit)]
+        entries = [entries[n] for n in _spread(len(entries), limit)]
     return [BenchPrompt(entry["id"], entry["source"], engine.encode(entry["messages"])) for entry in entries]
 
 
 def measure(
-    contestants: Contestants, arms: list[Arm], prompts: list[BenchPrompt], progress: Progress
+    contestants: Contestants, arms: list[Arm], prompts: list[BenchPrompt], num_followed: int, progress: Progress
 ) -> list[ArmMeasurements]:
-    """Run everything. The lossless text that others are compared with is plain decoding's."""
+    """Run everything. The lossless text that others are compared with is plain decoding's.
+
+    Agreement takes a verify step per arm and position: it is measured on `num_followed` of the prompts.
+    """
     measured = [ArmMeasurements(arm) for arm in arms]
     for arm in arms:
         contestants.write(arm, prompts[0].token_ids)
@@ -75,26 +77,32 @@ def measure(
             entry.equal_prefix.append(_equal_prefix(texts[entry.arm.key], texts[plain.key]))
         lossless_texts.append(texts[plain.key])
         progress(f"speed: prompt {number + 1} of {len(prompts)}")
-    _measure_agreement(contestants, [m for m in measured if m.arm.is_lossy], prompts, lossless_texts, progress)
+    followed = [(prompts[n], lossless_texts[n]) for n in _spread(len(prompts), num_followed)]
+    _measure_agreement(contestants, [m for m in measured if m.arm.is_lossy], followed, progress)
     return measured
+
+
+def _spread(num_all: int, num_wanted: int) -> list[int]:
+    """Places of `num_wanted` things spread evenly over `num_all`, or of all."""
+    num_wanted = min(num_wanted, num_all)
+    return [n * num_all // num_wanted for n in range(num_wanted)]
 
 
 def _measure_agreement(
     contestants: Contestants,
     measured: list[ArmMeasurements],
-    prompts: list[BenchPrompt],
-    texts: list[list[int]],
+    followed: list[tuple[BenchPrompt, list[int]]],
     progress: Progress,
 ) -> None:
     engine = contestants.engine
-    for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+    for number, (prompt, text) in enumerate(followed):
         answers = agreement_by_position(engine, [entry.arm for entry in measured], prompt.token_ids, text)
         for entry, agrees in zip(measured, answers, strict=True):
             entry.agreement.append(agrees)
             root_agrees, summary = replay(engine, entry.arm, prompt.token_ids, text)
             entry.agreement_own_kv.append(root_agrees)
             entry.replays.append(summary)
-        progress(f"agreement: prompt {number + 1} of {len(prompts)}")
+        progress(f"agreement: prompt {number + 1} of {len(followed)}")
 
 
 def _equal_prefix(ours: list[int], theirs: list[int]) -> int:

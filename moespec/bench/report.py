@@ -46,7 +46,10 @@ def arm_record(measured: ArmMeasurements) -> dict[str, Any]:
 
 
 def ratios(all_measured: Sequence[ArmMeasurements]) -> list[dict[str, Any]]:
-    """The three questions: is plain fast, does speculation pay, does the budget pay on top? Those that can be asked."""
+    """Is plain fast, does speculation pay, does the budget pay on top? Those that can be asked, each side at its best.
+
+    Last, the budget of 16 against none at the same tree: what it saves where the tree is given.
+    """
     best = {
         "transformers": _best(all_measured, lambda name: name == "transformers"),
         "plain": _best(all_measured, lambda name: name == "plain"),
@@ -57,10 +60,16 @@ def ratios(all_measured: Sequence[ArmMeasurements]) -> list[dict[str, Any]]:
     for over, under in (("plain", "transformers"), ("eagle3", "plain"), ("moe-spec at 16", "eagle3")):
         ours, theirs = best[over], best[under]
         if ours is not None and theirs is not None:
-            found.append(
-                {"of": ours.arm.key, "to": theirs.arm.key} | paired_ratio(ours.tokens_per_s, theirs.tokens_per_s)
-            )
+            found.append(_compared(ours, theirs))
+    unbudgeted = {measured.arm.tree: measured for measured in all_measured if measured.arm.name == "eagle3"}
+    for measured in all_measured:
+        if measured.arm.name == "moe-spec:substitution:16" and measured.arm.tree in unbudgeted:
+            found.append(_compared(measured, unbudgeted[measured.arm.tree]))
     return found
+
+
+def _compared(ours: ArmMeasurements, theirs: ArmMeasurements) -> dict[str, Any]:
+    return {"of": ours.arm.key, "to": theirs.arm.key} | paired_ratio(ours.tokens_per_s, theirs.tokens_per_s)
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:

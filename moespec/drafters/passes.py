@@ -6,6 +6,7 @@ step is short, and through modules the calls would cost more than the products. 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -210,13 +211,15 @@ class CompiledPass:
         use_threads()
         vocab = len(self._vocab_map)
         top_k = min(config.top_k, vocab)
+        least = math.log(config.min_path_p) if config.min_path_p else -math.inf
         self._kv.reserve(length + (config.depth - 1) * top_k)
+        shape = (config.depth, top_k, min(num_asked(config), vocab), least)
         pool = self._kernels.tree.grow(
             *(state_1D.contiguous().numpy(), length, self._weights, self._final, self._embeddings, self._vocab_map),
-            *(self._cos, self._sin, *self._kv.stored.numpy(), (config.depth, top_k, min(num_asked(config), vocab))),
+            *(self._cos, self._sin, *self._kv.stored.numpy(), shape),
             (self._scale, self._before_residual, self._norm_output),
         )
-        found = self._kernels.tree.select(root, config.total_tokens - 1, pool)
+        found = self._kernels.tree.select(root, config.total_tokens - 1, least, pool)
         tokens, parents, depths, logp, mask, alt_ids, alt_logp = (torch.from_numpy(part) for part in found)
         return DraftTree(
             *(tokens, parents, depths, logp, mask), alt_ids[:, :NUM_ALTERNATIVES], alt_logp[:, :NUM_ALTERNATIVES]

@@ -31,13 +31,14 @@ def grow(state, length, head, final, embeddings, vocab_map, cos, sin, keys, valu
     """The pool of one growth from the root's state [1, D]; committed keys fill the first `length` places.
 
     head: the weights of `states` (norms, eps, qkv, heads, out, gate_up, down); final: (norm, lm_head);
-    shape: (depth, top_k, alternatives); options: (scale, residual is normalised, the next g is normalised).
+    shape: (depth, top_k, alternatives, least log-probability of a
+    path); options: (scale, residual is normalised, the next g is normalised).
     Returns candidates (tokens [P], logp [P], parents [P] in the pool or -1, levels [P]) and, per expanded node, its
     place in the pool [X] with what was seen below it, ids and log-probabilities [X, A].
     """
     norms, eps, qkv, heads, out, gate_up, down = head
     norm, lm_head = final
-    depth, top_k, num_best = shape
+    depth, top_k, num_best, least_logp = shape
     scale, before_residual, norm_output = options
     size, num_expanded = top_k + (depth - 1) * top_k * top_k, 1 + (depth - 1) * top_k
     tokens, parents, levels = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.int64)
@@ -52,6 +53,8 @@ def grow(state, length, head, final, embeddings, vocab_map, cos, sin, keys, valu
     filled, rows_before = top_k, 0
     above, row_of = state, np.zeros(top_k, np.int64)  # states of the level above, and each frontier node's row in it
     for level in range(1, depth):
+        if logp[frontier[0]] < least_logp:  # nothing below could be kept
+            break
         hidden = unit_rows(above, norm, eps) if norm_output else above
         for i in range(top_k):
             row = rows_before + i
@@ -80,15 +83,19 @@ def grow(state, length, head, final, embeddings, vocab_map, cos, sin, keys, valu
         rows_before += top_k
         best_of_level = _highest(logp[first:filled], top_k)
         frontier, row_of = first + best_of_level, best_of_level // top_k
-    return tokens, logp, parents, levels, places, alt_ids, alt_logp
+    expanded = 1 + rows_before
+    return (
+        *(tokens[:filled], logp[:filled], parents[:filled], levels[:filled]),
+        *(places[:expanded], alt_ids[:expanded], alt_logp[:expanded]),
+    )
 
 
 @njit(**FAST)
-def select(root, num_drafts, pool):
+def select(root, num_drafts, least_logp, pool):
     """The best candidates as a tree in pool order behind the root: tokens, parents, depths, logp [T], mask [T, T], and
     what the drafter saw below each row, ids (-1 where it was not asked) and log-probabilities [T, A]."""
     pool_tokens, pool_logp, pool_parents, pool_levels, places, pool_alt_ids, pool_alt_logp = pool
-    num_rows = 1 + min(num_drafts, pool_tokens.shape[0])
+    num_rows = 1 + min(num_drafts, (pool_logp >= least_logp).sum())
     chosen = np.zeros(pool_tokens.shape[0], np.bool_)
     chosen[_highest(pool_logp, num_rows - 1)] = True
     row_of = np.full(pool_tokens.shape[0], -1)

@@ -16,7 +16,7 @@ from app.service import Service
 from moespec import BudgetConfig, GenerationConfig, TreeConfig
 
 HOSTILE = "<script>alert(1)</script> **bold** \x1f\x00\x1b[31m ünïcödé 🙂"
-CONTROLS = (False, 16.0, "substitution", "softmax", "uniform", False, 16.0, 5.0, 4.0)
+CONTROLS = (False, 16.0, "substitution", "softmax", "uniform", False, 16.0, 5.0, 4.0, 0.0)
 
 
 @pytest.fixture(scope="module")

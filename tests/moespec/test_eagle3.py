@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from moespec import DraftContext, TreeConfig
 from moespec.drafters.eagle3 import Eagle3Drafter
 from moespec.drafters.head import Eagle3Config, Eagle3Head, load_head, save_head
+from moespec.drafters.passes import TorchPass, make_pass
 
 VOCAB, NUM_COMMITTED = 31, 9
 
@@ -71,6 +74,32 @@ def test_trees_keep_the_best_paths_and_their_ancestors():
         assert set(tree.mask_TT[max(ancestors)].nonzero()[:, 0].tolist()) == ancestors
     siblings = [(parents[row], int(tree.tokens_T[row])) for row in range(1, 12)]
     assert len(set(siblings)) == len(siblings)
+
+
+def paths(tree) -> dict[tuple[int, ...], float]:
+    """Log-probability of every path of tokens below the root."""
+    found: dict[int, tuple[int, ...]] = {0: ()}
+    for row, (token, parent) in enumerate(zip(tree.tokens_T.tolist(), tree.parents_T.tolist(), strict=True)):
+        if row:
+            found[row] = (*found[parent], token)
+    return {found[row]: logp for row, logp in enumerate(tree.draft_logp_T.tolist()) if row}
+
+
+@pytest.mark.parametrize("make_pass", [TorchPass, make_pass])
+def test_paths_below_the_least_probability_and_no_others_are_left_out(make_pass):
+    head = tiny_head()
+    features_NF, token_ids = torch.randn(NUM_COMMITTED, 48), list(range(NUM_COMMITTED + 1))
+    sizes = []
+    for least in (0.01, 0.1, 0.9):
+        drafted = []
+        for config in (TreeConfig(64, 5, 3), TreeConfig(64, 5, 3, least)):
+            drafter = Eagle3Drafter(head, 64, make_pass(head, 64))
+            drafter.observe(features_NF)
+            drafted.append(paths(drafter.propose(DraftContext(token_ids, config))))
+        everything, likely = drafted
+        assert likely.keys() == {path for path, logp in everything.items() if logp >= math.log(least)}
+        sizes.append(len(likely))
+    assert sizes[0] > sizes[1] > sizes[2] == 0
 
 
 def test_drafting_again_after_a_cut_gives_the_same_tree():

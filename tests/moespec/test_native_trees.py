@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,7 @@ TREES = [
     TreeConfig(total_tokens=6, depth=5, top_k=1),  # a chain
     TreeConfig(total_tokens=64, depth=6, top_k=16),  # the largest; more children than a small vocabulary has
     TreeConfig(total_tokens=5, depth=8, top_k=6),  # most of what is expanded is not kept
+    TreeConfig(total_tokens=20, depth=8, top_k=4, min_path_p=0.02),  # stops where paths are unlikely
 ]
 
 
@@ -128,7 +131,7 @@ def test_no_child_comes_without_a_parent_that_is_as_likely(total_tokens):
         above = first
     alternatives = np.zeros((len(places), num_best), np.int64), np.zeros((len(places), num_best), np.float32)
     pool = (np.arange(size), np.zeros(size, np.float32), parents, levels, np.array(places), *alternatives)
-    found = (torch.from_numpy(part) for part in KERNELS.tree.select(9, total_tokens - 1, pool))
+    found = (torch.from_numpy(part) for part in KERNELS.tree.select(9, total_tokens - 1, -math.inf, pool))
     compiled = DraftTree(*found)
     assert compiled.num_rows == total_tokens
     assert_whole(compiled)
