@@ -52,10 +52,10 @@ class TreeConfig:
     less than `min_path_p` to be reached are neither verified nor drafted below: where it is unsure, a step stays small.
     """
 
-    total_tokens: int = 8
-    depth: int = 4
+    total_tokens: int = 16
+    depth: int = 6
     top_k: int = 3
-    min_path_p: float = 0.0
+    min_path_p: float = 0.1
 
     def __post_init__(self) -> None:
         limit = MAX_TREE_TOKENS
@@ -66,12 +66,11 @@ class TreeConfig:
 
     @staticmethod
     def parse(text: str) -> TreeConfig:
-        """The tree written as `8,4,3` or, with the least probability of a path, `8,4,3,0.1`; or ValueError."""
+        """The tree written as `8,4,3` or, with the least probability of a path, `8,4,3,0.2`; or ValueError."""
         try:
-            total, depth, top_k, *rest = text.split(",")
-            (least,) = map(float, rest or ["0"])
-            return TreeConfig(int(total), int(depth), int(top_k), least)
-        except ValueError as error:
+            total, depth, top_k, *least = text.split(",")
+            return TreeConfig(int(total), int(depth), int(top_k), *map(float, least))
+        except (TypeError, ValueError) as error:
             if " is not allowed: " in str(error):
                 raise
             raise ValueError(
@@ -80,9 +79,8 @@ class TreeConfig:
 
     @property
     def numbers(self) -> list[int | float]:
-        """What `parse` reads, the last one only where it is set."""
-        shape: list[int | float] = [self.total_tokens, self.depth, self.top_k]
-        return [*shape, self.min_path_p] if self.min_path_p else shape
+        """What `parse` reads."""
+        return [self.total_tokens, self.depth, self.top_k, self.min_path_p]
 
 
 @dataclass(frozen=True)

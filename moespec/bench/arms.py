@@ -12,8 +12,9 @@ from moespec.config import BudgetConfig, TreeConfig
 
 BUDGETS = (8, 12, 16, 24, 32, 48)
 OUR_SCORE = "natural+path+root"
-DEFAULT, LARGE, PLAIN = TreeConfig(), TreeConfig(16, 5, 4), TreeConfig(1)
-TREES = (DEFAULT, TreeConfig(8, 4, 3), LARGE, TreeConfig(32, 6, 6))
+DEFAULT, PLAIN = TreeConfig(), TreeConfig(1)
+LARGE = TreeConfig(16, 5, 4, min_path_p=0)  # every step as large as the last, as in the paper
+TREES = (DEFAULT, TreeConfig(8, 4, 3, 0), LARGE, TreeConfig(32, 6, 6, 0))
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path):
 
 def test_controls_become_configs_and_nonsense_is_named(service):
     budget, tree = read_live(CONTROLS)
-    assert budget == BudgetConfig(16) and tree == TreeConfig(16, 5, 4)
+    assert budget == BudgetConfig(16) and tree == TreeConfig(16, 5, 4, 0)
     assert read((True, *CONTROLS[1:], 0.5, 64.0, 3, False)).budget.is_lossless
     for place, value, name in ((1, 16.5, "budget"), (2, "magic", "policy"), (6, 0.0, "total_tokens")):
         with pytest.raises(ValueError, match=name):

@@ -44,7 +44,7 @@ def test_a_drafted_chain_has_the_probabilities_of_the_training_forward(options):
     features_NF = torch.randn(NUM_COMMITTED, 48)
     drafter.observe(features_NF[:4])  # in two parts, as after two steps
     drafter.observe(features_NF[4:])
-    tree = drafter.propose(DraftContext(token_ids, TreeConfig(total_tokens=4, depth=3, top_k=1)))
+    tree = drafter.propose(DraftContext(token_ids, TreeConfig(total_tokens=4, depth=3, top_k=1, min_path_p=0)))
     drafted = tree.tokens_T.tolist()[1:]
     # Teacher-forced with the drafted chain: row n - 1 of unrolled step i predicts the chain's token i.
     tokens_1S = torch.tensor([token_ids[1:] + drafted[:-1]])
@@ -61,7 +61,7 @@ def test_trees_keep_the_best_paths_and_their_ancestors():
     drafter = Eagle3Drafter(tiny_head(), max_context=64)
     token_ids = list(range(NUM_COMMITTED + 1))
     drafter.observe(torch.randn(NUM_COMMITTED, 48))
-    tree = drafter.propose(DraftContext(token_ids, TreeConfig(total_tokens=12, depth=4, top_k=3)))
+    tree = drafter.propose(DraftContext(token_ids, TreeConfig(total_tokens=12, depth=4, top_k=3, min_path_p=0)))
     assert tree.num_rows == 12
     parents, logp = tree.parents_T.tolist(), tree.draft_logp_T.tolist()
     for row in range(1, 12):
@@ -92,7 +92,7 @@ def test_paths_below_the_least_probability_and_no_others_are_left_out(make_pass)
     sizes = []
     for least in (0.01, 0.1, 0.9):
         drafted = []
-        for config in (TreeConfig(64, 5, 3), TreeConfig(64, 5, 3, least)):
+        for config in (TreeConfig(64, 5, 3, 0), TreeConfig(64, 5, 3, least)):
             drafter = Eagle3Drafter(head, 64, make_pass(head, 64))
             drafter.observe(features_NF)
             drafted.append(paths(drafter.propose(DraftContext(token_ids, config))))

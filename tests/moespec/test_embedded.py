@@ -33,7 +33,7 @@ RAW = (
     "A",
     "\n\n# Title\n\nText with **marks** and <b>tags</b>",
 )
-TREES = (TreeConfig(4, 3, 2), TreeConfig(8, 4, 3), TreeConfig(16, 5, 4), TreeConfig(32, 8, 8))
+TREES = (TreeConfig(4, 3, 2, 0), TreeConfig(8, 4, 3, 0), TreeConfig(16, 5, 4, 0), TreeConfig(32, 8, 8, 0), TreeConfig())
 
 
 @pytest.fixture(scope="module")

@@ -55,11 +55,11 @@ HEADS = [
 ]
 TREES = [
     TreeConfig(),
-    TreeConfig(total_tokens=2, depth=1, top_k=1),  # the smallest: the head is not run again
-    TreeConfig(total_tokens=30, depth=1, top_k=4),  # asks for more than one level holds
-    TreeConfig(total_tokens=6, depth=5, top_k=1),  # a chain
-    TreeConfig(total_tokens=64, depth=6, top_k=16),  # the largest; more children than a small vocabulary has
-    TreeConfig(total_tokens=5, depth=8, top_k=6),  # most of what is expanded is not kept
+    TreeConfig(total_tokens=2, depth=1, top_k=1, min_path_p=0),  # the smallest: the head is not run again
+    TreeConfig(total_tokens=30, depth=1, top_k=4, min_path_p=0),  # asks for more than one level holds
+    TreeConfig(total_tokens=6, depth=5, top_k=1, min_path_p=0),  # a chain
+    TreeConfig(total_tokens=64, depth=6, top_k=16, min_path_p=0),  # the largest: more children than words
+    TreeConfig(total_tokens=5, depth=8, top_k=6, min_path_p=0),  # most of what is expanded is not kept
     TreeConfig(total_tokens=20, depth=8, top_k=4, min_path_p=0.02),  # stops where paths are unlikely
 ]
 
@@ -115,7 +115,7 @@ def test_no_child_comes_without_a_parent_that_is_as_likely(total_tokens):
     def certain(num_rows: int):
         return torch.arange(num_best).expand(num_rows, -1), torch.zeros(num_rows, num_best)
 
-    config = TreeConfig(total_tokens, depth, top_k)
+    config = TreeConfig(total_tokens, depth, top_k, 0)
     tree = grow_tree(certain(1), lambda frontier: certain(len(frontier.tokens_N)), 9, config)
     assert tree.num_rows == total_tokens
     assert_whole(tree)
@@ -143,7 +143,7 @@ def test_a_certain_head_drafts_a_chain(kind):
     head.lm_head.weight.mul_(1e4)  # one token takes all the probability there is in fp32
     drafter = Eagle3Drafter(head, 64, kind(head, 64))
     drafter.observe(torch.randn(9, 48))
-    tree = drafter.propose(DraftContext(list(range(10)), TreeConfig(total_tokens=5, depth=8, top_k=4)))
+    tree = drafter.propose(DraftContext(list(range(10)), TreeConfig(total_tokens=5, depth=8, top_k=4, min_path_p=0)))
     assert tree.draft_logp_T.tolist() == [0.0] * 5
     assert tree.parents_T.tolist() == [-1, 0, 1, 2, 3]
     assert_whole(tree)
