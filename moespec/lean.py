@@ -1,11 +1,12 @@
 """A decoder run through compiled kernels, for models whose step would mostly be the cost of calling modules.
 
 Owns what stands in for attention, norms, routers and residuals, and the rule for where it does: a small fp32 model on
-the CPU whose layers have the usual parts and whose logits are reproduced on a probe. Experts stay behind their own
-function, routing behind the step's. Knows nothing of trees, budgets or steps.
+the CPU whose layers have the usual parts and whose logits are reproduced on a probe. Under no policy or MoE-Spec the
+whole decoder is one call; any other policy is asked layer by layer, and the experts' own function runs its plan. Knows
+nothing of trees, budgets or steps.
 
 Measured on 2 cores, fp32, 8 layers of width 256, 64 experts top-8, ms of a plain step: transformers' modules 13.4, the
-same operations without modules 8.6, here 3.
+same operations without modules 8.6, here 2.4.
 """
 
 from __future__ import annotations

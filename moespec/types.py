@@ -113,16 +113,6 @@ class Verdict:
         return len(self.path) - 1
 
 
-@dataclass(frozen=True)
-class LayerRouting:
-    """One layer's routing in one step, kept for the trace: the scores before and the plan after the policy."""
-
-    logits_TE: Tensor
-    natural_ids_TK: Tensor
-    natural_weights_TK: Tensor
-    plan: ExpertPlan
-
-
 def ancestor_mask(parents_T: Tensor, max_depth: int) -> Tensor:
     """bool [T, T]: [i, j] is True where j is i or an ancestor of i. `max_depth` bounds the climb."""
     num_rows = parents_T.shape[0]

@@ -12,7 +12,7 @@ import torch
 
 @functools.cache
 def load_kernels() -> SimpleNamespace | None:
-    """Namespace of the modules `layers`, `routing`, `decoder`, `head` and `tree`, or None where numba is not installed.
+    """The modules `layers`, `experts`, `routing`, `decoder`, `head` and `tree`; None where numba is not installed.
 
     Importing takes a second and the very first call of a kernel compiles it: call this where kernels are really wanted.
     """
@@ -28,10 +28,10 @@ def load_kernels() -> SimpleNamespace | None:
         str(folder / "__pycache__" / hashlib.sha256(sources).hexdigest()[:12]),
     )
     try:
-        from moespec.native import decoder, head, layers, routing, tree
+        from moespec.native import decoder, experts, head, layers, routing, tree
     finally:
         numba.config.CACHE_DIR = before
-    return SimpleNamespace(layers=layers, routing=routing, decoder=decoder, head=head, tree=tree)
+    return SimpleNamespace(layers=layers, experts=experts, routing=routing, decoder=decoder, head=head, tree=tree)
 
 
 def use_threads() -> None:

@@ -1,15 +1,14 @@
-"""CPU kernels, compiled by numba when first called and kept on disk: what a short step computes, in few calls.
+"""CPU kernels, compiled by numba when first called and kept on disk: products, norms, attention.
 
-On a small model a step through tensor operations is mostly the cost of calling them. Here a layer's attention is one
-call, its routing one, its experts one. Knows nothing of models, trees or budgets: arrays in, arrays out, fp32, C order.
-Letters as in `types.py`; H heads, d head size, I expert width, O outputs, S keys.
+On a small model a step through tensor operations is mostly the cost of calling them: these take few calls. Knows
+nothing of models, trees or budgets: arrays in, arrays out, fp32, C order. Letters as in `types.py`; H heads, d head
+size, I expert width, O outputs, S keys.
 
 | kernel       | reads                                          | writes                           |
 |--------------|------------------------------------------------|----------------------------------|
 | `linear`     | x [T, D], weight [O, D]                        | [T, O]                           |
 | `unit_rows`  | x [T, D], weight [D]                           | [T, D], RMS-normalised           |
 | `attention`  | x [T, D], weights, mask [T, T]                 | [T, D]; keys and values in place |
-| `experts`    | x [T, D], ids and weights [T, K], expert mats  | [T, D]                           |
 
 Each weight row is read once for all rows of x, four at a time; threads split weight rows, heads or experts, and every
 sum has a fixed order, so the same input gives the same bits.
@@ -52,7 +51,7 @@ def _dot(a, b):
 
 
 @njit(**FAST)
-def _two_rows(x, row, w0, w1):
+def two_rows(x, row, w0, w1):
     """(x[row] . w0, x[row] . w1)"""
     x0 = x[row]
     a = F(0)
@@ -64,7 +63,7 @@ def _two_rows(x, row, w0, w1):
 
 
 @njit(**FAST)
-def _two_by_four(x, r0, r1, r2, r3, w0, w1):
+def two_by_four(x, r0, r1, r2, r3, w0, w1):
     """The products of four rows of x with two weight rows: eight sums that stay in registers."""
     x0, x1, x2, x3 = x[r0], x[r1], x[r2], x[r3]
     a0 = a1 = a2 = a3 = F(0)
@@ -94,13 +93,13 @@ def linear(x, weight):
             w0, w1 = weight[o], weight[o + 1]
             row = 0
             while row + 4 <= num_rows:
-                sums = _two_by_four(x, row, row + 1, row + 2, row + 3, w0, w1)
+                sums = two_by_four(x, row, row + 1, row + 2, row + 3, w0, w1)
                 for j in range(4):
                     y[row + j, o] = sums[j]
                     y[row + j, o + 1] = sums[4 + j]
                 row += 4
             while row < num_rows:
-                y[row, o], y[row, o + 1] = _two_rows(x, row, w0, w1)
+                y[row, o], y[row, o + 1] = two_rows(x, row, w0, w1)
                 row += 1
         if (end - chunk * CHUNK) % 2:
             for row in range(num_rows):
@@ -191,88 +190,3 @@ def attention(x, qkv, norms, eps, out, cos, sin, keys, values, start, num_free, 
         rest = nothing if is_causal else seen[row]
         _attend_row(queries[row, head], keys[group], values[group], free, rest, F(scale), place)
     return linear(attended, out)
-
-
-@njit(**FAST)
-def _by_expert(ids, weights, num_experts):
-    """Surviving (row, slot) pairs by expert: first pair of each expert [E + 1], their rows [N], places [T, K]."""
-    starts = np.zeros(num_experts + 1, np.int64)
-    num_rows, top_k = ids.shape
-    for row in range(num_rows):
-        for slot in range(top_k):
-            if weights[row, slot] != 0:
-                starts[ids[row, slot] + 1] += 1
-    for expert in range(num_experts):
-        starts[expert + 1] += starts[expert]
-    rows = np.empty(starts[num_experts], np.int64)
-    places = np.full((num_rows, top_k), -1)
-    filled = starts.copy()
-    for row in range(num_rows):
-        for slot in range(top_k):
-            if weights[row, slot] != 0:
-                expert = ids[row, slot]
-                rows[filled[expert]] = row
-                places[row, slot] = filled[expert]
-                filled[expert] += 1
-    return starts, rows, places
-
-
-@njit(**FAST)
-def _gate_up(x, rows, first, last, weight, hidden):
-    """hidden[pair] = silu(gate) up for the pairs of one expert. weight [2 I, D], gates before ups."""
-    width = hidden.shape[1]
-    for o in range(width):
-        gate, up = weight[o], weight[width + o]
-        pair = first
-        while pair + 4 <= last:
-            sums = _two_by_four(x, rows[pair], rows[pair + 1], rows[pair + 2], rows[pair + 3], gate, up)
-            for j in range(4):
-                hidden[pair + j, o] = silu(sums[j]) * sums[4 + j]
-            pair += 4
-        while pair < last:
-            g, u = _two_rows(x, rows[pair], gate, up)
-            hidden[pair, o] = silu(g) * u
-            pair += 1
-
-
-@njit(**FAST)
-def _down(hidden, first, last, weight, out):
-    """out[pair] = weight hidden[pair] for the pairs of one expert. weight [D, I] with an even D"""
-    for o in range(0, weight.shape[0], 2):
-        w0, w1 = weight[o], weight[o + 1]
-        pair = first
-        while pair + 4 <= last:
-            sums = _two_by_four(hidden, pair, pair + 1, pair + 2, pair + 3, w0, w1)
-            for j in range(4):
-                out[pair + j, o] = sums[j]
-                out[pair + j, o + 1] = sums[4 + j]
-            pair += 4
-        while pair < last:
-            out[pair, o], out[pair, o + 1] = _two_rows(hidden, pair, w0, w1)
-            pair += 1
-
-
-@njit(parallel=True, **FAST)
-def experts(x, ids, weights, gate_up, down):
-    """out_t = sum_k weights[t, k] FFN_{ids[t, k]}(x_t), [T, D]; a pair of weight 0 reads nothing.
-
-    gate_up [E, 2 I, D], down [E, D, I]: each expert's weights come from memory once for all its rows.
-    """
-    num_experts = gate_up.shape[0]
-    starts, rows, places = _by_expert(ids, weights, num_experts)
-    active = np.nonzero(starts[1:] - starts[:-1])[0]
-    hidden = np.empty((rows.shape[0], down.shape[2]), np.float32)
-    outputs = np.empty((rows.shape[0], x.shape[1]), np.float32)
-    for number in prange(active.shape[0]):
-        expert = active[number]
-        first, last = starts[expert], starts[expert + 1]
-        _gate_up(x, rows, first, last, gate_up[expert], hidden)
-        _down(hidden, first, last, down[expert], outputs)
-    total = np.zeros_like(x)
-    for row in range(x.shape[0]):
-        for slot in range(ids.shape[1]):
-            place = places[row, slot]
-            if place >= 0:
-                for i in range(x.shape[1]):
-                    total[row, i] += weights[row, slot] * outputs[place, i]
-    return total

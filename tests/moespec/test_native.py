@@ -134,21 +134,21 @@ def test_experts_equal_brute_force_and_read_no_dropped_one(shape):
     weights_TK[(ids_TK == 5) | (ids_TK == 1)] = 0.0
     expected_TD = brute_force(experts, x_TD, ids_TK, weights_TK)
     arguments = (x_TD, ids_TK, weights_TK, experts.gate_up_proj, experts.down_proj)
-    before_TD = call(KERNELS.layers.experts, *arguments)
+    before_TD = call(KERNELS.experts.experts, *arguments)
     torch.testing.assert_close(before_TD.double(), expected_TD, atol=1e-3, rtol=1e-4)
     experts.gate_up_proj[[1, 5]], experts.down_proj[[1, 5]] = torch.nan, torch.nan
-    assert torch.equal(call(KERNELS.layers.experts, *arguments), before_TD)
+    assert torch.equal(call(KERNELS.experts.experts, *arguments), before_TD)
 
 
 def test_a_row_without_experts_is_exactly_zero():
     x_TD, ids_TK = torch.randn(3, 8), torch.tensor([[0, 1], [2, 0], [1, 2]])
     weights_TK = torch.tensor([[0.5, 0.5], [0.0, 0.0], [0.0, 1.0]])
-    out_TD = call(KERNELS.layers.experts, x_TD, ids_TK, weights_TK, torch.randn(3, 8, 8), torch.randn(3, 8, 4))
+    out_TD = call(KERNELS.experts.experts, x_TD, ids_TK, weights_TK, torch.randn(3, 8, 8), torch.randn(3, 8, 4))
     assert torch.equal(out_TD[1], torch.zeros(8))
     assert (out_TD[[0, 2]] != 0).any(dim=1).all()
     weights_TK.zero_()
     nothing = torch.full((3, 8, 8), torch.nan), torch.full((3, 8, 4), torch.nan)
-    assert torch.equal(call(KERNELS.layers.experts, x_TD, ids_TK, weights_TK, *nothing), torch.zeros(3, 8))
+    assert torch.equal(call(KERNELS.experts.experts, x_TD, ids_TK, weights_TK, *nothing), torch.zeros(3, 8))
 
 
 def test_the_same_input_gives_the_same_bits_on_any_number_of_threads():
@@ -160,7 +160,10 @@ def test_the_same_input_gives_the_same_bits_on_any_number_of_threads():
         for num_threads in (1, numba.config.NUMBA_NUM_THREADS, numba.config.NUMBA_NUM_THREADS):
             numba.set_num_threads(num_threads)
             found.append(
-                (call(KERNELS.layers.experts, *arguments), call(KERNELS.layers.linear, arguments[0], arguments[4][0].T))
+                (
+                    call(KERNELS.experts.experts, *arguments),
+                    call(KERNELS.layers.linear, arguments[0], arguments[4][0].T),
+                )
             )
     finally:
         numba.set_num_threads(before)
