@@ -63,6 +63,8 @@ def read_live(values: tuple) -> tuple[BudgetConfig, TreeConfig]:
     lossless, budget, policy, score, row_weight, protect_root, *tree = values
     if lossless:
         return BudgetConfig(), TreeConfig(*map(_whole, tree))
+    if budget is None:
+        raise ValueError("Choose how many experts a layer may read, or tick No budget.")
     config = BudgetConfig(
         budget=_whole(budget), policy=policy, score=score, row_weight=row_weight, protect_root=protect_root
     )

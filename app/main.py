@@ -26,6 +26,8 @@ ENDINGS = {
     "stopped": "Stopped.",
     "stop": "Ended at a stop text.",
 }
+REFUSED = 0  # no ticket
+NOTHING_NEW = tuple(gr.skip() for _ in range(4))
 History = list[dict[str, Any]]
 
 
@@ -73,22 +75,32 @@ def _wire(page: gr.Blocks, service: Service, controls: Controls, **parts: Any) -
         try:
             if not text.strip():
                 raise ValueError("Write something first: the message is empty.")
-            frame = _join_queue(service, request)
-            return "", _shown([*_plain(history), {"role": "user", "content": text}]), frame
+            ticket, frame = _join_queue(service, request)
+            return "", _shown([*_plain(history), {"role": "user", "content": text}]), frame, ticket
         except ValueError as error:
-            return gr.skip(), gr.skip(), _refusal(error)
+            return gr.skip(), gr.skip(), _refusal(error), REFUSED
 
     def ask_again(history: History, request: gr.Request) -> tuple:
         messages = _plain(history)
         while messages and messages[-1]["role"] == "assistant":
             messages.pop()
         try:
-            return _shown(messages), _join_queue(service, request)
+            ticket, frame = _join_queue(service, request)
+            return _shown(messages), frame, ticket
         except ValueError as error:
-            return gr.skip(), _refusal(error)
+            return gr.skip(), _refusal(error), REFUSED
 
-    def answer(request: gr.Request, history: History, *values: Any) -> Iterator[tuple]:
-        yield from _answer(service, _plain(history), values, request.session_hash or "")
+    def answer(request: gr.Request, ticket: int, history: History, *values: Any) -> Iterator[tuple]:
+        session = request.session_hash or ""
+        if ticket == REFUSED:
+            yield NOTHING_NEW
+        elif not service.expects(session, ticket):
+            yield gr.skip(), notice("done", "Stopped before it began."), gr.skip(), gr.skip()
+        else:
+            try:
+                yield from _answer(service, _plain(history), values, session)
+            finally:
+                service.leave(session, ticket)
 
     def move(request: gr.Request, *values: Any) -> None:
         try:
@@ -103,11 +115,12 @@ def _wire(page: gr.Blocks, service: Service, controls: Controls, **parts: Any) -
         service.leave(request.session_hash or "")
 
     written = [chat, live, plot, prompt]
+    ticket = gr.State(REFUSED)
     engine_turn = {"concurrency_limit": 1, "concurrency_id": "engine", "show_progress": "hidden"}
-    asked = prompt.submit(ask, [prompt, chat], [prompt, chat, live], queue=False, show_progress="hidden")
-    asked.then(answer, [chat, *controls.all], written, **engine_turn)
-    again = chat.retry(ask_again, [chat], [chat, live], queue=False, show_progress="hidden")
-    again.then(answer, [chat, *controls.all], written, **engine_turn)
+    asked = prompt.submit(ask, [prompt, chat], [prompt, chat, live, ticket], queue=False, show_progress="hidden")
+    asked.then(answer, [ticket, chat, *controls.all], written, **engine_turn)
+    again = chat.retry(ask_again, [chat], [chat, live, ticket], queue=False, show_progress="hidden")
+    again.then(answer, [ticket, chat, *controls.all], written, **engine_turn)
     gr.on([widget.change for widget in controls.live], move, controls.live, None, queue=False, show_progress="hidden")
     controls.lossless.change(lambda on: gr.Slider(interactive=not on), controls.lossless, controls.budget, queue=False)
     parts["stop"].click(halt, None, None, queue=False)
@@ -120,17 +133,17 @@ def _wire(page: gr.Blocks, service: Service, controls: Controls, **parts: Any) -
         except ValueError as error:
             return gr.skip(), f"**No model:** {error}"
 
-    page.load(ready, [controls.budget], [controls.budget, parts["device"]], show_progress="hidden")
+    page.load(ready, [controls.budget], [controls.budget, parts["device"]], queue=False, show_progress="hidden")
 
 
-def _join_queue(service: Service, request: gr.Request) -> dict:
-    num_before = service.enter(request.session_hash or "")
-    if num_before == 0:
-        return notice("waiting", "Reading the prompt…")
-    others = "Another visitor's answer is" if num_before == 1 else f"The answers of {num_before} other visitors are"
-    return notice(
-        "waiting", f"{others} written first: one at a time, so that figures stay true. Yours is next in line."
-    )
+def _join_queue(service: Service, request: gr.Request) -> tuple[int, dict]:
+    """(the ticket, what the live panels say)"""
+    place = service.enter(request.session_hash or "")
+    if place.num_before == 0:
+        return place.ticket, notice("waiting", "Reading the prompt…")
+    others = "Another visitor's answer is" if place.num_before == 1 else f"{place.num_before} visitors' answers are"
+    message = f"{others} written first: one at a time, so that figures stay true. Yours is next in line."
+    return place.ticket, notice("waiting", message)
 
 
 def _refusal(error: ValueError) -> dict:
@@ -141,9 +154,6 @@ def _refusal(error: ValueError) -> dict:
 
 def _answer(service: Service, messages: History, values: tuple, session: str) -> Iterator[tuple]:
     """(chat, live frame, plot, prompt) at most 20 times a second; the plot once, at the end."""
-    if not service.expects(session):  # refused, or left while waiting
-        yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        return
     try:
         settings = read(values)
         kept = service.fit(messages, settings.generation)
@@ -165,7 +175,6 @@ def _answer(service: Service, messages: History, values: tuple, session: str) ->
 
             yield gr.skip(), gr.skip(), expert_figure(layers, service.info.num_experts), gr.skip()
     except ValueError as error:
-        service.leave(session)
         # Nothing is lost: the message goes back to where it can be changed.
         yield _shown(messages[:-1]), _refusal(error), gr.skip(), messages[-1]["content"]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +15,23 @@ from moespec import EMBEDDED_TARGET, BudgetConfig, Control, GenerationConfig, St
 if TYPE_CHECKING:
     from moespec import Engine, EngineInfo
 
+MAX_WAITING = 12
 FRAME_S = 0.05  # 20 frames a second is what a page keeps up with
 Step = list[StepTrace]
 
 
+@dataclass
+class Place:
+    """A visitor's place in the queue: a ticket that no other has, and how many stood before."""
+
+    ticket: int
+    num_before: int
+    control: Control = field(default_factory=Control)
+    begun: bool = False
+
+
 class Service:
-    """Loads the engine in the background; hands out coalesced steps and each visitor's Control.
+    """Loads the engine in the background; hands out coalesced steps and each visitor's place in the queue.
 
     Loading begins with `start`, or with the first who asks for the engine: a page is served before its model is there.
     """
@@ -26,10 +39,11 @@ class Service:
     def __init__(self, target: str | Path = EMBEDDED_TARGET) -> None:
         self._target = target
         self._engine: Engine | None = None
-        self._error: BaseException | None = None
+        self._error = ""
         self._ready = threading.Event()
         self._lock = threading.Lock()
-        self._controls: dict[str, Control] = {}  # of everyone whose answer is being written or waited for, in order
+        self._places: dict[str, Place] = {}  # of everyone whose answer is being written or waited for, in order
+        self._tickets = 0
         self._loader: threading.Thread | None = None
 
     def start(self) -> None:
@@ -47,9 +61,13 @@ class Service:
             for _ in engine.generate("Hello", GenerationConfig(max_new_tokens=4), BudgetConfig(budget=16)):
                 pass  # the first steps are the slow ones: let them be ours
             self._engine = engine
+        except ValueError as error:
+            self._error = str(error)
         except Exception as error:
-            self._error = error
-        self._ready.set()
+            logging.exception("the model could not be loaded")
+            self._error = f"{type(error).__name__}: {error}"
+        finally:
+            self._ready.set()
 
     @property
     def engine(self) -> Engine:
@@ -57,7 +75,7 @@ class Service:
         self.start()
         self._ready.wait()
         if self._engine is None:
-            raise ValueError(str(self._error))
+            raise ValueError(self._error)
         return self._engine
 
     @property
@@ -69,33 +87,45 @@ class Service:
         """Token id to its text."""
         return self.engine.pieces
 
-    def enter(self, session: str) -> int:
-        """Join the queue; how many are before you. ValueError if this visitor's last answer is not finished."""
+    def enter(self, session: str) -> Place:
+        """Join the queue. ValueError if this visitor's answer is being written, or if too many wait."""
         with self._lock:
-            if session in self._controls:
+            if session in self._places:
                 raise ValueError("Your last answer is still being written: stop it, or wait for its end.")
-            self._controls[session] = Control()
-            return len(self._controls) - 1
+            if len(self._places) >= MAX_WAITING:
+                raise ValueError(f"{MAX_WAITING} visitors are waiting already: try again in a minute.")
+            self._tickets += 1
+            place = self._places[session] = Place(self._tickets, len(self._places))
+            return place
 
-    def expects(self, session: str) -> bool:
-        """Whether this visitor has joined the queue and not left it."""
-        return session in self._controls
+    def expects(self, session: str, ticket: int) -> bool:
+        """Whether this visitor has joined the queue with this ticket and not left it."""
+        place = self._places.get(session)
+        return place is not None and place.ticket == ticket
 
-    def leave(self, session: str) -> None:
-        """Stop this visitor's answer, wherever it stands; for someone who is gone."""
-        self.stop(session)
+    def leave(self, session: str, ticket: int | None = None) -> None:
+        """Stop this visitor's answer, wherever it stands, or the one of a ticket, if it is still that one's turn."""
         with self._lock:
-            self._controls.pop(session, None)
+            place = self._places.get(session)
+            if place is None or ticket not in (None, place.ticket):
+                return
+            del self._places[session]
+        place.control.stop()
 
     def update(self, session: str, budget: BudgetConfig, tree: TreeConfig) -> None:
         """Move a visitor's settings: they act from the next step of their answer on. ValueError leaves them alone."""
-        if (control := self._controls.get(session)) is not None:
+        place = self._places.get(session)
+        if place is not None and self._ready.is_set():  # not while the model loads: nothing is written yet
             self.engine.check_budget(budget)
-            control.update(budget=budget, tree=tree)
+            place.control.update(budget=budget, tree=tree)
 
     def stop(self, session: str) -> None:
-        if (control := self._controls.get(session)) is not None:
-            control.stop()
+        """End this visitor's answer; one that has not begun loses its place."""
+        place = self._places.get(session)
+        if place is not None and place.begun:
+            place.control.stop()
+        elif place is not None:
+            self.leave(session)
 
     def fit(self, messages: list[dict], generation: GenerationConfig) -> list[dict]:
         """The newest messages that leave room for an answer. ValueError if the last one alone is too long."""
@@ -115,17 +145,18 @@ class Service:
         self, session: str, messages: list[dict], generation: GenerationConfig, budget: BudgetConfig, tree: TreeConfig
     ) -> Iterator[Step]:
         """The steps since the last frame, at most 20 times a second, the last ones always. Closing it stops the run."""
-        control = self._controls.get(session)
-        if control is None:
+        place = self._places.get(session)
+        if place is None:
             return
+        place.begun = True
         pending: Step = []
         shown = 0.0
         try:
             self.engine.check_budget(budget)
-            for step in self.engine.generate(messages, generation, budget, tree, control):
+            for step in self.engine.generate(messages, generation, budget, tree, place.control):
                 pending.append(step)
                 if step.summary is not None or time.monotonic() - shown >= FRAME_S:
                     yield pending
                     pending, shown = [], time.monotonic()
         finally:
-            self.leave(session)
+            self.leave(session, place.ticket)

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         return args.handler(args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -105,7 +105,7 @@ def _load(args: argparse.Namespace) -> Engine:
 def _budget(args: argparse.Namespace) -> BudgetConfig:
     from moespec import BudgetConfig
 
-    if args.budget != "none" and not args.budget.lstrip("-").isdigit():
+    if args.budget != "none" and not args.budget.removeprefix("-").isdecimal():
         raise ValueError(f"budget={args.budget!r} is not a number of experts, nor none.")
     return BudgetConfig(
         budget=None if args.budget == "none" else int(args.budget),
@@ -130,6 +130,8 @@ def _generate(args: argparse.Namespace) -> int:
         stop=tuple(args.stop),
         raw=args.raw,
     )
+    if args.trace is not None and not args.trace.absolute().parent.is_dir():
+        raise ValueError(f"{args.trace} cannot be written: its folder does not exist.")
     budget = _budget(args)
     tree = TreeConfig() if args.tree is None else TreeConfig.parse(args.tree)
     engine = _load(args)

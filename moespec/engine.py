@@ -159,11 +159,12 @@ class Engine:
             raise RuntimeError("this thread's earlier generation is not finished: exhaust or close its iterator first.")
         with self._lock:
             self._owner = threading.get_ident()
+            if self.target.refresh():
+                self.forget()
             conversation = self._conversation or Conversation(TreeCache(len(self.target.layers)))
             # Kept again only if no step fails half-way; between two steps it is always consistent.
             self._conversation = None
             try:
-                self.target.refresh()
                 run = Run(
                     target=self.target,
                     drafter=self.drafter,
@@ -186,6 +187,12 @@ class Engine:
                 self._owner = None
         # The last step is handed out with the lock released: whoever has it may start the next run.
         yield step
+
+    def forget(self) -> None:
+        """Drop the conversation: the next prompt is read from its beginning."""
+        self._conversation = None
+        if self.drafter is not None:
+            self.drafter.truncate(0)
 
     def close(self) -> None:
         """Detach from the model: hooks and the experts function are removed."""

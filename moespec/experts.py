@@ -139,6 +139,8 @@ class _CompiledExperts(_ExpertWeights):
     def run(self, experts: Any, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         use_threads()
         x, ids, weights = (part.contiguous().numpy() for part in (x_TD, ids_TK, weights_TK))
+        if ids.shape != weights.shape or len(ids) != len(x):
+            raise ValueError(f"a policy planned ids {ids.shape} with weights {weights.shape} for {len(x)} rows.")
         if ids.size and not 0 <= ids.min() <= ids.max() < experts.num_experts:  # a kernel would read past the weights
             raise ValueError(f"expert ids {ids.min()} to {ids.max()} are outside 0 to {experts.num_experts - 1}.")
         return torch.from_numpy(self._kernels.experts.experts(x, ids, weights, self._up, self._down))

@@ -80,7 +80,6 @@ class LeanDecoder:
         routed = [layer for layer in self._layers if layer.router is not None and can_compile(layer.mlp.experts)]
         self._is_one_call = uniform and len(routed) == len(self._layers)
         self._all_arrays = tuple(layer.arrays() for layer in routed) if self._is_one_call else ()
-        self._versions = self._current()
 
     @staticmethod
     @torch.inference_mode()
@@ -95,16 +94,6 @@ class LeanDecoder:
         logits_TV, _ = lean.forward(tokens_T, positions_T, None, TreeCache(len(layers)), NUM_PROBE_TOKENS, router)
         error = (logits_TV - expected_TV).abs().max()
         return lean if error <= PROBE_TOLERANCE * expected_TV.abs().max() else None
-
-    def is_current(self) -> bool:
-        """Whether the model has the weights that were copied here: neither replaced nor changed in place.
-
-        Asked once per answer: it looks at every parameter.
-        """
-        return self._versions == self._current()
-
-    def _current(self) -> list[tuple[int, int]]:
-        return [(id(p), 0 if p.is_inference() else p._version) for p in self._model.parameters()]
 
     def forward(
         self,

@@ -36,6 +36,7 @@ def load_model(path: str | Path, device: str = "auto", dtype: str | torch.dtype 
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    _check_device(device)
     if dtype == "auto":
         dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
     elif isinstance(dtype, str):
@@ -56,6 +57,13 @@ def load_model(path: str | Path, device: str = "auto", dtype: str | torch.dtype 
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"{path} could not be loaded: {first_line}") from error
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device={device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:

@@ -1,7 +1,7 @@
 """Records every MoE layer's routing in one step: asks the policy for the plan, counts what it did.
 
-Owns the definitions of experts natural / kept / active, mass kept, displaced and lossless (`design.md`). Knows nothing
-of models beyond their numbers of experts.
+Owns the definitions of experts natural / kept / active, mass kept, displaced and lossless. Knows nothing of models
+beyond their numbers of experts.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ class Target:
         self._key = f"moespec-{next(_engine_numbers)}"
         ALL_EXPERTS_FUNCTIONS[self._key] = self._experts_function
         ALL_ATTENTION_FUNCTIONS[self._key] = grouped_attention
+        self._versions = _versions(model)
         self._lean = self._find_lean()
         self._packed = self._pack_linear_layers() if self._lean is None else []
         self._mask = TreeMask(self.dtype, self.device)
@@ -61,10 +62,16 @@ class Target:
     def _find_lean(self) -> LeanDecoder | None:
         return LeanDecoder.of(self.model, self.layers, self.moe_layers, self._run_experts)
 
-    def refresh(self) -> None:
-        """Follow a model whose weights were changed since they were copied. Once per answer, outside a step."""
-        if self._lean is not None and not self._lean.is_current():
+    def refresh(self) -> bool:
+        """Follow a model whose weights changed: whether they did. Once per answer, outside a step.
+
+        A write through `.data` leaves no trace that could be followed.
+        """
+        versions = _versions(self.model)
+        changed, self._versions = versions != self._versions, versions
+        if changed and self._lean is not None:
             self._lean = self._find_lean()
+        return changed
 
     def _probe_top_k(self, router: nn.Module) -> int:
         with torch.inference_mode():
@@ -197,3 +204,8 @@ class Target:
                 self._features[number] = args[0] if args else kwargs["hidden_states"]
 
         return hook
+
+
+def _versions(model: PreTrainedModel) -> list[tuple]:
+    """What differs once a weight was replaced, moved, cast or written to."""
+    return [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in model.parameters()]

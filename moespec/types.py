@@ -47,7 +47,7 @@ class DraftTree:
 
 @dataclass(frozen=True)
 class TreeContext:
-    """What a policy may know of the rows beside their routing: their place in the tree, or None for other batches."""
+    """What a policy may know of the rows beside their routing: their place in the tree."""
 
     depths_T: Tensor
     draft_logp_T: Tensor

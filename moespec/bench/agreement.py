@@ -42,7 +42,7 @@ def agreement_by_position(
     with target.stepping(NaturalRouter(len(token_ids))):
         target.forward(torch.tensor(token_ids, device=target.device), positions_N, None, cache, keep=1)
     features_NF = target.features()
-    drafter.truncate(0)
+    engine.forget()
     drafter.observe(None if features_NF is None else features_NF[:last_root])
     agrees: list[list[bool]] = [[] for _ in arms]
     for root in range(last_root, len(prompt_ids) - 1, -1):
@@ -57,6 +57,7 @@ def agreement_by_position(
                     cache.truncate(root)
                     logits_TV = _verify(engine, arm, tree, root, cache)
                     answers.append(int(logits_TV[0].argmax()) == token_ids[root + 1])
+    engine.forget()
     return agrees
 
 
@@ -90,8 +91,7 @@ class Replay(Run):
 def replay(engine: Engine, arm: Arm, prompt_ids: list[int], text_ids: list[int]) -> tuple[list[bool], RunSummary]:
     """Run the arm along the lossless text. (per step, whether the root's argmax was the text's; the summary)"""
     assert arm.budget is not None
-    if engine.drafter is not None:
-        engine.drafter.truncate(0)
+    engine.forget()
     run = Replay(
         target=engine.target,
         drafter=engine.drafter,
@@ -106,5 +106,6 @@ def replay(engine: Engine, arm: Arm, prompt_ids: list[int], text_ids: list[int])
         text_ids=text_ids,
     )
     *_, last = run.steps()
+    engine.forget()
     assert last.summary is not None
     return run.root_agrees, last.summary

@@ -37,7 +37,7 @@ class Arm:
     def key(self) -> str:
         """Unique among the arms: the name and the tree."""
         speculates = self.tree is not None and self.tree.total_tokens > 1
-        return f"{self.name}@{','.join(map(str, self.tree_numbers or []))}" if speculates else self.name
+        return f"{self.name}@{','.join(f'{n:g}' for n in self.tree_numbers or [])}" if speculates else self.name
 
 
 def default_arms() -> list[Arm]:
@@ -62,12 +62,14 @@ def parse_arms(names: str | None) -> list[Arm]:
     """
     if names is None:
         return default_arms()
-    arms = [_parse(name) for name in dict.fromkeys(names.replace(";", " ").split())]
+    arms = list({arm.key: arm for arm in map(_parse, names.replace(";", " ").split())}.values())
     return arms if any(arm.name == "plain" for arm in arms) else [_parse("plain"), *arms]
 
 
 def _parse(text: str) -> Arm:
     name, _, numbers = text.partition("@")
+    if numbers and name in ("transformers", "plain"):
+        raise ValueError(f"arm {text!r} cannot be run: {name} drafts no tree.")
     if name == "transformers":
         return Arm(name)
     if name == "plain":
@@ -82,7 +84,7 @@ def _parse(text: str) -> Arm:
 def _speculative(name: str, tree: TreeConfig) -> Arm:
     method, policy, budget, score = [*name.split(":"), "", "", ""][:4]
     parts = set(filter(None, score.split("+")))
-    understood = method == "moe-spec" and budget.isdigit() and name.count(":") <= 3
+    understood = method == "moe-spec" and budget.isdecimal() and name.count(":") <= 3
     if not understood or parts - {"natural", "depth", "path", "root"}:
         raise ValueError("use transformers, plain, eagle3 or moe-spec:POLICY:BUDGET[:natural+depth+path+root].")
     return Arm(

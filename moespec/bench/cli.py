@@ -42,6 +42,12 @@ def bench_decode(engine: Engine, target: str | Path, args: argparse.Namespace) -
         if arm.budget is not None:
             engine.check_budget(arm.budget)
     prompts = read_prompts(args.prompts, engine, args.limit)
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    if longest + args.max_new_tokens > engine.info.max_context:
+        raise ValueError(
+            f"the longest prompt has {longest} tokens: with max-new-tokens={args.max_new_tokens} it leaves the context "
+            f"of {engine.info.max_context}."
+        )
     contestants = Contestants(engine, target, args.max_new_tokens)
     speeds = contestants.choose_experts(prompts[0].token_ids)
     measured = measure(contestants, arms, prompts, args.follow, lambda line: print(line, file=sys.stderr, flush=True))

@@ -45,6 +45,8 @@ class BenchPrompt:
 def read_prompts(path: Path, engine: Engine, limit: int | None) -> list[BenchPrompt]:
     """The prompts of a file, or `limit` of them spread evenly over it, which keeps the sources' shares."""
     entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not entries or any(not {"id", "source", "messages"} <= entry.keys() for entry in entries):
+        raise ValueError(f"{path} is no file of prompts: every line has an id, a source and messages.")
     if limit is not None:
         if limit < 1:
             raise ValueError(f"limit={limit} is not allowed: use 1 or more.")

@@ -130,5 +130,5 @@ def _share(answers: Sequence[Sequence[bool]]) -> float | None:
 
 def _or_dash(value: object) -> str:
     if isinstance(value, list):
-        return ",".join(map(str, value))
+        return ",".join(f"{part:g}" for part in value)
     return "–" if value is None else str(value)

@@ -49,6 +49,14 @@ def load_eagle3(folder: Path, target: Target) -> Eagle3Drafter:
     embeddings: Any = target.model.get_input_embeddings().weight
     if head.embeddings is None and config.hidden_size != embeddings.shape[1]:
         mismatches.append(f"width {config.hidden_size} for the target's embeddings of {embeddings.shape[1]}")
+    own_shape = (config.vocab_size, config.hidden_size)
+    if head.embeddings is not None and tuple(head.embeddings.shape) != own_shape:
+        mismatches.append(f"embeddings {tuple(head.embeddings.shape)} for its own {own_shape}")
+    if config.num_attention_heads % config.num_key_value_heads:
+        mismatches.append(f"{config.num_attention_heads} heads over {config.num_key_value_heads} key-value heads")
+    ids_V = head.draft_ids()
+    if ids_V is not None and not 0 <= int(ids_V.min()) <= int(ids_V.max()) < target.vocab_size:
+        mismatches.append(f"draft tokens {int(ids_V.min())} to {int(ids_V.max())} for {target.vocab_size} words")
     if mismatches:
         raise ValueError(f"the draft head {folder} does not fit the target: it has {', '.join(mismatches)}.")
     head = head.to(target.device, target.dtype)

@@ -35,7 +35,7 @@ class NgramDrafter:
         for size in range(min(self._max_ngram, len(ids) - 1), 0, -1):
             ends = _match_ends(ids, size)
             if ends and limit:
-                tokens, logp = _continuation(ids, ends, limit)
+                tokens, logp = _continuation(ids, ends, limit, context.tree.min_path_p)
                 return chain(ids[-1], tokens, logp, self._device)
         return root_only(ids[-1], self._device)
 
@@ -46,14 +46,19 @@ def _match_ends(ids: list[int], size: int) -> list[int]:
     return [end for end in range(size, len(ids)) if ids[end - size : end] == needle]
 
 
-def _continuation(ids: list[int], ends: list[int], limit: int) -> tuple[list[int], list[float]]:
-    """What followed the latest match, with the share of the matches that agree as each token's probability."""
+def _continuation(ids: list[int], ends: list[int], limit: int, least_p: float) -> tuple[list[int], list[float]]:
+    """What followed the latest match, with the share of the matches that agree as each token's probability.
+
+    It ends where the path would be less likely than `least_p`.
+    """
     tokens: list[int] = []
     logp: list[float] = []
-    latest = ends[-1]
+    latest, num_matches = ends[-1], len(ends)
     for offset in range(min(limit, len(ids) - latest)):
         token = ids[latest + offset]
         agreeing = [end for end in ends if end + offset < len(ids) and ids[end + offset] == token]
+        if len(agreeing) / num_matches < least_p:
+            break
         logp.append(math.log(len(agreeing) / len(ends)))
         tokens.append(token)
         ends = agreeing

@@ -211,7 +211,7 @@ class CompiledPass:
         use_threads()
         vocab = len(self._vocab_map)
         top_k = min(config.top_k, vocab)
-        least = math.log(config.min_path_p) if config.min_path_p else -math.inf
+        least = math.log(config.min_path_p) if config.min_path_p else -1e30  # no infinity in fast arithmetic
         self._kv.reserve(length + (config.depth - 1) * top_k)
         shape = (config.depth, top_k, min(num_asked(config), vocab), least)
         pool = self._kernels.tree.grow(

@@ -23,6 +23,7 @@ from numba import njit, prange
 
 F = np.float32
 CHUNK = 32  # weight rows per task
+LEAST = F(-1e30)  # instead of an infinity, which fast arithmetic may assume away
 
 FAST: Any = {"fastmath": True, "cache": True}
 
@@ -142,11 +143,11 @@ def _attend_row(query, keys, values, num_free, seen, scale, out):
     """out [d] = softmax(query keys^T) values over the first `num_free` keys and those of the rest that are `seen`."""
     num_keys = num_free + seen.shape[0]
     shares = np.empty(num_keys, np.float32)
-    best = F(-np.inf)
+    best = LEAST
     for s in range(num_keys):
         shares[s] = _dot(query, keys[s]) * scale
         if s >= num_free and not seen[s - num_free]:
-            shares[s] = F(-np.inf)
+            shares[s] = LEAST
         best = max(best, shares[s])
     total = F(0)
     for s in range(num_keys):

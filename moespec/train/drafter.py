@@ -178,7 +178,7 @@ class DrafterTrainer:
         weights = {name: tensor for name, tensor in start.state_dict().items() if name not in ("d2t", "t2d")}
         if start.d2t is None:
             weights["lm_head.weight"] = weights["lm_head.weight"][rows]
-        elif not torch.equal(start.d2t, self.head.state_dict()["d2t"]):
+        elif self.head.d2t is None or not torch.equal(start.d2t, self.head.d2t):
             raise ValueError(f"{self.args.init} drafts other tokens than the most frequent of this data.")
         self.head.load_state_dict(weights, strict=False)
 

@@ -29,7 +29,7 @@ def prompts(documents: list[dict], rng: random.Random) -> Iterator[list[dict]]:
     chats = [document["messages"] for document in documents if len(document.get("messages", ())) >= 2]
     while True:
         messages = generate_task(rng).messages if rng.random() < 0.4 else rng.choice(chats)
-        ends = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+        ends = [n for n, message in enumerate(messages) if n and message["role"] == "assistant"]
         if ends:
             yield messages[: rng.choice(ends)]
 

@@ -12,7 +12,7 @@ from app.controls import read, read_live
 from app.live import LiveRun
 from app.live.live import ACTIVE, KEPT, MASS_STEPS, NATURAL, SEPARATOR
 from app.plots import expert_figure
-from app.service import Service
+from app.service import MAX_WAITING, Service
 from moespec import BudgetConfig, GenerationConfig, TreeConfig
 
 HOSTILE = "<script>alert(1)</script> **bold** \x1f\x00\x1b[31m ünïcödé 🙂"
@@ -68,7 +68,7 @@ def test_figures_are_those_of_the_summary(service):
 
 
 def test_one_answer_per_visitor_and_leaving_frees_the_place(service):
-    assert service.enter("first") == 0 and service.enter("second") == 1
+    assert [service.enter(name).num_before for name in ("first", "second")] == [0, 1]
     with pytest.raises(ValueError, match="still being written"):
         service.enter("first")
     service.leave("second")
@@ -77,10 +77,28 @@ def test_one_answer_per_visitor_and_leaving_frees_the_place(service):
     next(steps)
     service.stop("first")
     assert list(steps)[-1][-1].summary.finish_reason == "stopped"
-    assert service.enter("first") == 0
+    assert service.enter("first").num_before == 0
     service.leave("first")
     gone = service.stream("first", [{"role": "user", "content": "Hi"}], generation, BudgetConfig(), TreeConfig())
     assert list(gone) == []
+
+
+def test_a_place_is_its_tickets_alone_and_stop_gives_up_one_that_waits(service):
+    first = service.enter("first")
+    assert service.expects("first", first.ticket)
+    service.stop("first")  # its answer has not begun
+    assert not service.expects("first", first.ticket)
+    again = service.enter("first")
+    assert not service.expects("first", first.ticket) and service.expects("first", again.ticket)
+    service.leave("first", first.ticket)  # late news of the answer before
+    assert service.expects("first", again.ticket)
+    service.leave("first")
+    for number in range(MAX_WAITING):
+        service.enter(f"visitor {number}")
+    with pytest.raises(ValueError, match="are waiting already"):
+        service.enter("one too many")
+    for number in range(MAX_WAITING):
+        service.leave(f"visitor {number}")
 
 
 def test_old_turns_are_dropped_and_a_message_too_long_is_refused(service):
