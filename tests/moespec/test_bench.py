@@ -53,7 +53,7 @@ def _agrees_from_scratch(engine, arm, token_ids, root):
 
 def test_agreement_is_what_a_fresh_read_at_every_position_finds(engine, texts):
     prompt, text = texts
-    names = "moe-spec:truncation:8@16,5,4 moe-spec:substitution:8 moe-spec:truncation:12:natural+depth+root"
+    names = "moe-spec:truncation:8@16,5,4,0 moe-spec:substitution:8@8,4,3,0 moe-spec:truncation:12:natural+depth+root"
     arms = [arm for arm in parse_arms(names) if arm.is_lossy]
     found = agreement_by_position(engine, arms, prompt, text)
     token_ids = prompt + text
