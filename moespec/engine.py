@@ -40,6 +40,7 @@ class EngineInfo:
     max_context: int
     backend: str
     backend_reason: str
+    kernels: str  # what runs a step: "compiled", or "torch" with the model's own modules
     router_family: str
 
 
@@ -99,6 +100,7 @@ class Engine:
             max_context=target.max_context,
             backend=target.backend,
             backend_reason=target.backend_reason,
+            kernels="compiled" if target.is_compiled else "torch",
             router_family=target.moe_layers[0].family.name,
         )
 

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moespec.config import MAX_TREE_TOKENS
 from moespec.experts import can_compile
 from moespec.kv_cache import TreeCache
-from moespec.native import load_kernels, use_threads
+from moespec.native import array, load_kernels, use_threads
 from moespec.routing import FAMILIES, RouterOutput
 from moespec.step_router import NaturalRouter, StepRouter, StepRouting
 
@@ -74,7 +75,7 @@ class LeanDecoder:
         families = {moe.layer: FAMILIES.index(moe.family) for moe in moe_layers}
         self._moe_numbers = {moe.layer: number for number, moe in enumerate(moe_layers)}
         self._layers = [_lean_layer(layer, families.get(number)) for number, layer in enumerate(layers)]
-        self._final = _array(model.model.norm.weight), _array(model.lm_head.weight)
+        self._final = array(model.model.norm.weight), array(model.lm_head.weight)
         self._table: Any = None
         uniform = len({(layer.kind, layer.scale) for layer in self._layers}) == 1
         routed = [layer for layer in self._layers if layer.router is not None and can_compile(layer.mlp.experts)]
@@ -170,7 +171,8 @@ class LeanDecoder:
             return cos, sin
         if self._table is None:
             # A tree's rows reach past the context.
-            everywhere = torch.arange(self._model.config.get_text_config().max_position_embeddings + 64)[None]
+            num_positions = self._model.config.get_text_config().max_position_embeddings + MAX_TREE_TOKENS
+            everywhere = torch.arange(num_positions)[None]
             self._table = tuple(part[0].numpy() for part in rotary(like, everywhere))
         positions = positions_T.numpy()
         return self._table[0][positions], self._table[1][positions]
@@ -208,15 +210,15 @@ def _lean_layer(layer: Any, kind: int | None) -> _Layer:
     num_q, num_kv = (p.out_features // attention.head_dim for p in (attention.q_proj, attention.k_proj))
     routes_only = {name for name, _ in mlp.named_children()} == {"gate", "experts"} and kind is not None
     return _Layer(
-        input_norm=_array(layer.input_layernorm.weight),
-        qkv=_array(torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])),
+        input_norm=array(layer.input_layernorm.weight),
+        qkv=array(torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])),
         query_key_norms=_query_key_norms(attention, num_q, num_kv),
-        out=_array(attention.o_proj.weight),
+        out=array(attention.o_proj.weight),
         scale=attention.scaling,
         num_kv_heads=num_kv,
-        mlp_norm=_array(layer.post_attention_layernorm.weight),
+        mlp_norm=array(layer.post_attention_layernorm.weight),
         mlp=mlp,
-        router=_array(mlp.gate.weight) if routes_only else None,
+        router=array(mlp.gate.weight) if routes_only else None,
         kind=kind or 0,
     )
 
@@ -226,8 +228,4 @@ def _query_key_norms(attention: Any, num_q: int, num_kv: int) -> np.ndarray:
     if getattr(attention, "q_norm", None) is None:
         return np.empty((num_q + num_kv, 0), np.float32)
     weights = (attention.q_norm.weight.expand(num_q, -1), attention.k_norm.weight.expand(num_kv, -1))
-    return _array(torch.cat(weights))
-
-
-def _array(weight: Tensor) -> np.ndarray:
-    return weight.detach().contiguous().numpy()
+    return array(torch.cat(weights))

@@ -1,6 +1,6 @@
 """EAGLE-3 drafting: the head run incrementally over committed features, then level by level over the growing tree.
 
-Owns which positions the head has seen; how a pass is computed and a tree grown is `drafters/passes.py`'s business.
+Owns which positions the head has seen; how a pass is computed and a tree grown is behind `drafters/passes.py`.
 Knows nothing of the target but its features.
 """
 
@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from moespec.drafters.base import DraftContext
+from moespec.drafters.compiled_pass import CompiledPass
 from moespec.drafters.head import Eagle3Head
-from moespec.drafters.passes import HeadPass, Rows, make_pass
+from moespec.drafters.passes import HeadPass, Rows
+from moespec.drafters.torch_pass import TorchPass
+from moespec.lean import MAX_HIDDEN_SIZE
+from moespec.native import load_kernels
 from moespec.tree import root_only
 from moespec.types import DraftTree
 
@@ -57,3 +61,10 @@ class Eagle3Drafter:
         states_ND = self._pass.run(Rows(tokens_N, positions_N, self._pass.fuse(features_NF), start, start))
         self._length, self._pending = end, []
         return states_ND[-1:]
+
+
+def make_pass(head: Eagle3Head, max_context: int) -> HeadPass:
+    """Compiled for small fp32 heads on the CPU, torch's operations for all others."""
+    weight = head.fc.weight
+    small = weight.device.type == "cpu" and weight.dtype == torch.float32 and head.config.hidden_size <= MAX_HIDDEN_SIZE
+    return CompiledPass(head, max_context) if small and load_kernels() is not None else TorchPass(head, max_context)

@@ -7,7 +7,9 @@ import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
+from torch import Tensor
 
 
 @functools.cache
@@ -39,3 +41,8 @@ def use_threads() -> None:
     import numba
 
     numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+
+
+def array(weight: Tensor) -> np.ndarray:
+    """A weight as a kernel takes it: C order, over the same memory where it already is."""
+    return weight.detach().contiguous().numpy()

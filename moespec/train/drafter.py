@@ -1,6 +1,6 @@
 """`train drafter`: an EAGLE-3 head for a target by the training-time test, resumable, against a budget of minutes.
 
-Owns the loss, the loop and the export. The head's unrolled forward is `drafters/head.py`'s.
+Owns the loop and the export; what is minimised is `train/ttt.py`'s.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from moespec.train.generations import generate
 from moespec.train.manifest import write_manifest
 from moespec.train.precision import autocast
 from moespec.train.schedule import Progress, learning_rate
+from moespec.train.ttt import FrozenTarget, unrolled_loss
 
 LENGTH, BATCH = 256, 8
-STEP_DECAY = 0.8  # weight of unrolled step i: 0.8 ** i
 OTHER_WEIGHT = 0.2  # of tokens that the assistant does not say
 INTERMEDIATE_FACTOR = 3
 CHECKPOINT_S = 240.0
@@ -45,60 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init", type=Path, help="start from this head instead of a fresh one")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-
-
-class FrozenTarget:
-    """The target in training: features of the tapped layers and logits of a batch of token ids."""
-
-    def __init__(self, model: Any, tap_layers: tuple[int, ...]) -> None:
-        self.model = model.requires_grad_(False).eval()
-        self._features: dict[int, Tensor] = {}
-        self._taps = tap_layers
-        for layer in tap_layers:
-            model.model.layers[layer].register_forward_pre_hook(self._hook(layer), with_kwargs=True)
-
-    def _hook(self, layer: int) -> Any:
-        def hook(module: Any, args: tuple, kwargs: dict) -> None:
-            self._features[layer] = args[0] if args else kwargs["hidden_states"]
-
-        return hook
-
-    @torch.no_grad()
-    def __call__(self, ids_BS: Tensor) -> tuple[Tensor, Tensor]:
-        """(features [B, S, taps * D], logits [B, S, V])"""
-        with autocast(ids_BS.device.type):
-            logits_BSV = self.model(ids_BS, use_cache=False).logits
-        return torch.cat([self._features[layer] for layer in self._taps], dim=-1).float(), logits_BSV.float()
-
-
-def unrolled_loss(
-    head: Eagle3Head, ids_BS: Tensor, features_BSF: Tensor, logits_BSV: Tensor, weights_BS: Tensor, num_steps: int
-) -> tuple[Tensor, list[float]]:
-    """(loss, top-1 agreement with the target per unrolled step).
-
-    At step i row t predicts the target's distribution after token t + 1 + i, within the draft vocabulary; `weights_BS`
-    weighs the token predicted. Where the target's best token cannot be drafted there is no loss, but a miss.
-    """
-    best_BS = logits_BSV.argmax(dim=-1)
-    ids_V = head.draft_ids()
-    targets_BSV = (logits_BSV if ids_V is None else logits_BSV[..., ids_V]).softmax(dim=-1)
-    can_draft_BS = torch.ones_like(best_BS, dtype=torch.bool) if head.t2d is None else head.t2d[best_BS]
-    total = torch.zeros((), device=ids_BS.device)
-    agreement: list[float] = []
-    # The pair of row t is (features of t, token t + 1): the last row has no next token.
-    for step, draft_BSV in enumerate(head.unrolled(ids_BS[:, 1:], features_BSF[:, :-1], num_steps)):
-        num_rows = ids_BS.shape[1] - 2 - step
-        log_q = draft_BSV[:, :num_rows].float().log_softmax(dim=-1)
-        p = targets_BSV[:, 1 + step : 1 + step + num_rows]
-        predicted = slice(1 + step, 1 + step + num_rows)
-        counts = weights_BS[:, 2 + step : 2 + step + num_rows]
-        weights = counts * can_draft_BS[:, predicted]
-        loss = -((p * log_q).sum(dim=-1) * weights).sum() / weights.sum().clamp(min=1)
-        total = total + STEP_DECAY**step * loss
-        drafted = log_q.argmax(dim=-1) if ids_V is None else ids_V[log_q.argmax(dim=-1)]
-        hits = (drafted == best_BS[:, predicted]) & (counts == 1)
-        agreement.append(float(hits.sum() / (counts == 1).sum().clamp(min=1)))
-    return total, agreement
 
 
 def head_config(model: Any, draft_vocab_size: int) -> Eagle3Config:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from moespec import DraftContext, TreeConfig
-from moespec.drafters.eagle3 import Eagle3Drafter
+from moespec.drafters.eagle3 import Eagle3Drafter, make_pass
 from moespec.drafters.head import Eagle3Config, Eagle3Head, load_head, save_head
-from moespec.drafters.passes import TorchPass, make_pass
+from moespec.drafters.torch_pass import TorchPass
 
 VOCAB, NUM_COMMITTED = 31, 9
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from moespec import DraftContext, DraftTree, TreeConfig
-from moespec.drafters.eagle3 import Eagle3Drafter
-from moespec.drafters.passes import CompiledPass, TorchPass, make_pass
+from moespec.drafters.compiled_pass import CompiledPass
+from moespec.drafters.eagle3 import Eagle3Drafter, make_pass
+from moespec.drafters.torch_pass import TorchPass
 from moespec.native import load_kernels
 from moespec.tree import grow_tree
 from tests.moespec.test_eagle3 import VOCAB, tiny_head

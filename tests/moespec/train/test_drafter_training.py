@@ -14,8 +14,9 @@ from moespec.drafters.head import load_head
 from moespec.hf import AutoTokenizer
 from moespec.train import drafter
 from moespec.train.data import MixedStream, Renderer
-from moespec.train.drafter import frequent_tokens, unrolled_loss
+from moespec.train.drafter import frequent_tokens
 from moespec.train.prepare import identity_documents
+from moespec.train.ttt import unrolled_loss
 from tests.moespec.test_eagle3 import tiny_head
 
 VOCAB = 31
