@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -186,7 +185,7 @@ def _ending(summary: RunSummary | None) -> str:
 def _device_line(service: Service) -> str:
     card, info = service.engine.card(), service.info
     return (
-        f"{Path(info.model_name).name}: {info.num_moe_layers} layers of {info.num_experts} experts, top-{info.top_k} · "
+        f"{info.model_name}: {info.num_moe_layers} layers of {info.num_experts} experts, top-{info.top_k} · "
         f"drafter {info.drafter_name} · {card['name']}, {card['threads']} threads, {card['dtype']}, "
         f"{card['backend']} experts backend, {info.kernels} kernels · measured here, now"
     )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moespec.config import BudgetConfig, GenerationConfig, TreeConfig
+from moespec.config import EMBEDDED_TARGET, BudgetConfig, GenerationConfig, TreeConfig
 from moespec.control import Control
 from moespec.drafters.base import Drafter
 from moespec.drafters.loading import find_drafter
@@ -44,6 +44,13 @@ class EngineInfo:
     router_family: str
 
 
+def _public_name(target: str | Path, folder: Path | None) -> str:
+    """A hub id as it is; of a folder its last part alone, since traces and records leave this machine."""
+    if folder is None:
+        return str(target)
+    return "embedded model" if folder.resolve() == EMBEDDED_TARGET else folder.resolve().name
+
+
 class Engine:
     """A target, maybe a drafter, and the conversation between them.
 
@@ -69,7 +76,8 @@ class Engine:
     ) -> Engine:
         """Load a directory or hub id. `drafter`: "auto" (a head beside it, else n-gram), "ngram", a path, None."""
         model, tokenizer = load_model(target, device, dtype)
-        return Engine._attach(model, tokenizer, drafter, Path(target) if Path(target).is_dir() else None, str(target))
+        folder = Path(target) if Path(target).is_dir() else None
+        return Engine._attach(model, tokenizer, drafter, folder, _public_name(target, folder))
 
     @staticmethod
     def from_model(model: Any, tokenizer: Any = None, drafter: str | Path | Drafter | None = None) -> Engine:

@@ -1,4 +1,4 @@
-"""The embedded models' shapes. Owns the numbers alone; knows nothing of training.
+"""The embedded models' shapes and recipes. Owns the numbers alone; knows nothing of training.
 
 64 experts with top-8 is OLMoE's ratio, so that budgets of 8, 12, 16, 24, 32 and 48 all mean something.
 `norm_topk_prob` keeps the scale of a layer's output when experts are dropped.
@@ -18,4 +18,10 @@ TARGET_CONFIG: dict = {
     "tie_word_embeddings": True,
     "max_position_embeddings": 4096,
     "router_aux_loss_coef": 0.001,
+}
+
+# `train target --preset cpu` takes about five hours of two cores; `gpu` is for one large card.
+TARGET_RECIPES: dict[str, dict] = {
+    "cpu": {"tokens": 26_000_000, "batch_tokens": 4_096, "lr": 3e-3},
+    "gpu": {"tokens": 260_000_000, "batch_tokens": 98_304, "lr": 2e-3},
 }

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MAX_GAP_S = 5.0  # a longer pause between steps is the machine's, not the run's
 
 
 @dataclass
 class Progress:
-    """Counts trained seconds and tokens against a budget of minutes or of tokens; `fraction` runs from 0 to 1."""
+    """Counts trained seconds and tokens against a budget of minutes or of tokens; `fraction` runs from 0 to 1.
+
+    `first_tokens` were trained by earlier runs: they count towards `max_tokens`, in no time of this run's.
+    """
 
     minutes: float | None
     max_tokens: int | None
-    tokens: int = 0
+    first_tokens: int = 0
+    tokens: int = field(init=False)
     seconds: float = 0.0
     _last: float | None = None
 
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.max_tokens is None):
             raise ValueError(f"give either minutes or tokens, not minutes={self.minutes}, tokens={self.max_tokens}.")
+        self.tokens = self.first_tokens
 
     def step(self, num_tokens: int) -> None:
         now = time.monotonic()
@@ -38,7 +43,8 @@ class Progress:
 
     @property
     def seconds_left(self) -> float:
-        return self.seconds * (1 - self.fraction) / max(self.fraction, 1e-6)
+        earlier = self.first_tokens / self.max_tokens if self.max_tokens is not None else 0.0
+        return self.seconds * (1 - self.fraction) / max(self.fraction - earlier, 1e-6)
 
 
 def learning_rate(peak: float, fraction: float, step: int, warmup_steps: int, decay_from: float = 0.7) -> float:

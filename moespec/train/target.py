@@ -19,9 +19,10 @@ from torch import Tensor
 from moespec.hf import AutoModelForCausalLM, AutoTokenizer
 from moespec.train.balance import RouterTap, balance_loss, concentration
 from moespec.train.data import MixedStream, Renderer, file_hashes, held_out_batches, read_documents
+from moespec.train.experts import use_training_experts
 from moespec.train.manifest import write_manifest
 from moespec.train.precision import autocast
-from moespec.train.presets import TARGET_CONFIG
+from moespec.train.presets import TARGET_CONFIG, TARGET_RECIPES
 from moespec.train.schedule import Progress, learning_rate
 
 ASSISTANT_ONLY_FROM = 0.8  # loss on what the assistant says alone in the last fifth
@@ -36,13 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="where the finished model goes")
     parser.add_argument("--work", type=Path, default=Path("runs/target"), help="checkpoints and log")
-    parser.add_argument("--minutes", type=float)
-    parser.add_argument("--tokens", type=int)
-    parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--preset", choices=TARGET_RECIPES, default="cpu", help="tokens, batch and peak rate")
+    parser.add_argument("--minutes", type=float, help="train for a time instead of the preset's tokens")
+    parser.add_argument("--tokens", type=int, help="train to this many tokens in all, earlier runs included")
+    parser.add_argument("--batch-tokens", type=int)
+    parser.add_argument("--lr", type=float)
     parser.add_argument("--balance", type=float, default=0.001)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--init", type=Path, help="start from these weights instead of random ones")
+    parser.add_argument("--init", type=Path, help="go on from this folder's weights and count of tokens")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -57,14 +59,18 @@ class TargetTrainer:
         self.model = _build_model(args, config, self.tokenizer)
         self.tap = RouterTap(self.model)
         renderer = Renderer(self.tokenizer)
-        self.stream = MixedStream(read_documents(args.data, "train"), renderer, args.seed)
+        self.continues = _training_record(args.init)
+        tokens = self.continues.get("tokens", 0)
+        # A run that goes on must not begin with the documents that the run before it began with.
+        self.stream = MixedStream(read_documents(args.data, "train"), renderer, args.seed + tokens)
+        self.stream.tokens.update(self.continues.get("tokens_by_source", {}))
         held_out = read_documents(args.data, "heldout")
         self.held_out = list(held_out_batches(held_out, renderer, args.seed, LENGTH, 16))
         decayed = [p for p in self.model.parameters() if p.dim() > 1]
         plain = [p for p in self.model.parameters() if p.dim() <= 1]
         groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=True)
-        self.progress = Progress(args.minutes, args.tokens)
+        self.progress = Progress(args.minutes, args.tokens, tokens)
         self.num_steps, self.rate = 0, 0.0
         args.work.mkdir(parents=True, exist_ok=True)
         if args.resume:
@@ -153,6 +159,8 @@ class TargetTrainer:
             "tokens_by_source": dict(self.stream.tokens),
             "held_out": self.evaluate(),
         }
+        if self.continues:
+            record["continues"] = self.continues
         (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         write_manifest(folder)
 
@@ -175,8 +183,14 @@ def _build_model(args: argparse.Namespace, config: dict, tokenizer: Any) -> Any:
         specials = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
         model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**config, **specials, bos_token_id=None))
         model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]
-    model.set_experts_implementation("grouped_mm")
+    use_training_experts(model, args.device)
     return model.to(args.device).train()
+
+
+def _training_record(folder: Path | None) -> dict:
+    """What the run that wrote these weights says of itself; empty without weights or without a record."""
+    path = None if folder is None else folder / "training.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else {}
 
 
 def _plain(value: Any) -> Any:
@@ -185,6 +199,9 @@ def _plain(value: Any) -> Any:
 
 def run(args: argparse.Namespace) -> int:
     """Train until the budget is used up, then export."""
+    for name, value in TARGET_RECIPES[args.preset].items():
+        if getattr(args, name) is None and not (name == "tokens" and args.minutes is not None):
+            setattr(args, name, value)
     trainer = TargetTrainer(args)
     progress = trainer.progress
     last = {"checkpoint": time.monotonic(), "snapshot": time.monotonic() - SNAPSHOT_S / 2, "evaluate": time.monotonic()}

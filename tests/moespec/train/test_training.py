@@ -88,6 +88,13 @@ def test_the_rate_warms_up_and_ends_low():
     assert learning_rate(1.0, 1.0, 500, 100) == pytest.approx(0.01)
 
 
+def test_earlier_tokens_count_towards_the_end_but_not_towards_the_time_left():
+    progress = Progress(None, max_tokens=1000, first_tokens=400)
+    progress.tokens, progress.seconds = 600, 50.0
+    assert progress.fraction == 0.6
+    assert progress.seconds_left == pytest.approx(100.0)  # 200 tokens took 50 s, 400 are left
+
+
 def test_a_run_needs_one_budget():
     with pytest.raises(ValueError, match="either minutes or tokens"):
         Progress(None, None)
