@@ -1,4 +1,4 @@
-"""The command line: `generate`, `inspect`, `bench`, `train`. Owns arguments and printing; knows no algorithm."""
+"""The command line: every command's arguments and printing. Knows no algorithm."""
 
 from __future__ import annotations
 
@@ -23,10 +23,17 @@ def main(arguments: list[str] | None = None) -> int:
     inspect = commands.add_parser("inspect", help="what the engine sees in a target and its drafter")
     _add_model_arguments(inspect)
     inspect.set_defaults(handler=_inspect)
+    if "inspect" in given:
+        _add_inspect_experts(inspect)
     if "bench" in given:
         _add_bench(commands)
     else:
         commands.add_parser("bench", help="measure decoding on this machine")
+    quality = commands.add_parser(
+        "quality", help="quality against budget: questions with exact answers, held-out texts"
+    )
+    if "quality" in given:
+        _add_quality(quality)
     if "train" in given:
         from moespec.train.cli import add_train_parser
 
@@ -85,6 +92,23 @@ def _add_bench(commands: Any) -> None:
     _add_model_arguments(decode)
     add_arguments(decode)
     decode.set_defaults(handler=_bench_decode)
+
+
+def _add_quality(parser: argparse.ArgumentParser) -> None:
+    from moespec.quality.cli import add_arguments
+
+    _add_model_arguments(parser)
+    add_arguments(parser)
+    parser.set_defaults(handler=_quality)
+
+
+def _add_inspect_experts(inspect: argparse.ArgumentParser) -> None:
+    from moespec.quality.inspect_cli import add_arguments
+
+    experts = inspect.add_subparsers().add_parser("experts", help="how specialised experts are, and what trees ask for")
+    _add_model_arguments(experts)
+    add_arguments(experts)
+    experts.set_defaults(handler=_inspect_experts)
 
 
 def _load(args: argparse.Namespace) -> Engine:
@@ -176,6 +200,18 @@ def _bench_decode(args: argparse.Namespace) -> int:
     from moespec.bench.cli import bench_decode
 
     return bench_decode(_load(args), args.target or EMBEDDED_TARGET, args)
+
+
+def _quality(args: argparse.Namespace) -> int:
+    from moespec.quality.cli import quality
+
+    return quality(_load(args), args)
+
+
+def _inspect_experts(args: argparse.Namespace) -> int:
+    from moespec.quality.inspect_cli import inspect_experts
+
+    return inspect_experts(_load(args), args)
 
 
 def _inspect(args: argparse.Namespace) -> int:

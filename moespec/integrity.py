@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 LFS_HEADER = b"version https://git-lfs.github.com/spec/"
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
@@ -50,3 +51,9 @@ def _refuse_pointer(path: Path) -> None:
 
 def _restore(path: Path) -> str:
     return f"restore it with `git checkout -- {path}`, or download it again"
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """A fingerprint of which token every id is."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(vocabulary.encode()).hexdigest()

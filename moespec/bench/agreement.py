@@ -1,11 +1,12 @@
 """How far a budget strays from the lossless text: the tree drafted at each position, verified under the budget.
 
-Owns the two measures: `agreement_by_position`, on keys and values that no budget has touched, and `Replay`, a run
-held to the lossless text while its keys and values keep what the budget did. Knows nothing of timing or records.
+Owns the measures: `root_logits` and what agrees there, on keys and values that no budget has touched, and `Replay`,
+a run held to the lossless text while its keys and values keep what the budget did. Knows nothing of timing or records.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -24,41 +25,59 @@ from moespec.trace import RunSummary
 from moespec.types import DraftTree, Verdict
 
 
-@torch.inference_mode()
 def agreement_by_position(
     engine: Engine, arms: list[Arm], prompt_ids: list[int], text_ids: list[int]
 ) -> list[list[bool]]:
-    """Per arm, whether the budgeted root row's argmax is the lossless text's next token, at each of its positions.
+    """Per arm, whether the budgeted root row's argmax is the lossless text's next token, at each of its positions."""
+    token_ids = prompt_ids + text_ids
+    agrees: list[list[bool]] = [[] for _ in arms]
+    for position in root_logits(engine, arms, token_ids, first_root=len(prompt_ids)):
+        for answers, logits_V in zip(agrees, position.by_arm, strict=True):
+            answers.append(int(logits_V.argmax()) == token_ids[position.root + 1])
+    return agrees
+
+
+@dataclass(frozen=True)
+class Position:
+    """What follows `token_ids[: root + 1]`: the model's own logits [V], and each arm's at the root of its tree."""
+
+    root: int
+    natural_V: Tensor
+    by_arm: list[Tensor]
+
+
+@torch.inference_mode()
+def root_logits(engine: Engine, arms: list[Arm], token_ids: list[int], first_root: int) -> Iterator[Position]:
+    """Every position from the last but one token's back to `first_root` (1 or more).
 
     The text is read once without a budget. Then the positions are visited from the last to the first: what a tree
     writes behind its root is never needed again.
     """
     target, drafter = engine.target, engine.drafter
-    assert drafter is not None
-    token_ids = prompt_ids + text_ids
+    assert drafter is not None and first_root >= 1
     last_root = len(token_ids) - 2
     cache = TreeCache(len(target.layers))
     positions_N = torch.arange(len(token_ids), device=target.device)
     with target.stepping(NaturalRouter(len(token_ids))):
-        target.forward(torch.tensor(token_ids, device=target.device), positions_N, None, cache, keep=1)
+        ids_N = torch.tensor(token_ids, device=target.device)
+        natural_NV = target.forward(ids_N, positions_N, None, cache, keep=len(token_ids) - first_root)
     features_NF = target.features()
     engine.forget()
     drafter.observe(None if features_NF is None else features_NF[:last_root])
-    agrees: list[list[bool]] = [[] for _ in arms]
-    for root in range(last_root, len(prompt_ids) - 1, -1):
-        for config in dict.fromkeys(arm.tree for arm in arms):
-            assert config is not None
-            # The drafter's row before the root is run again: its state is what the tree grows from.
-            drafter.truncate(root - 1)
-            drafter.observe(None if features_NF is None else features_NF[root - 1 : root])
-            tree = drafter.propose(DraftContext(token_ids[: root + 1], config))
-            for arm, answers in zip(arms, agrees, strict=True):
-                if arm.tree == config:
-                    cache.truncate(root)
-                    logits_TV = _verify(engine, arm, tree, root, cache)
-                    answers.append(int(logits_TV[0].argmax()) == token_ids[root + 1])
+    for root in range(last_root, first_root - 1, -1):
+        by_tree: dict[TreeConfig, DraftTree] = {}
+        by_arm = []
+        for arm in arms:
+            assert arm.tree is not None
+            if arm.tree not in by_tree:
+                # The drafter's row before the root is run again: its state is what the tree grows from.
+                drafter.truncate(root - 1)
+                drafter.observe(None if features_NF is None else features_NF[root - 1 : root])
+                by_tree[arm.tree] = drafter.propose(DraftContext(token_ids[: root + 1], arm.tree))
+            cache.truncate(root)
+            by_arm.append(_verify(engine, arm, by_tree[arm.tree], root, cache)[0])
+        yield Position(root, natural_NV[root - first_root], by_arm)
     engine.forget()
-    return agrees
 
 
 def _verify(engine: Engine, arm: Arm, tree: DraftTree, prefix: int, cache: TreeCache) -> Tensor:

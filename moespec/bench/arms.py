@@ -62,11 +62,12 @@ def parse_arms(names: str | None) -> list[Arm]:
     """
     if names is None:
         return default_arms()
-    arms = list({arm.key: arm for arm in map(_parse, names.replace(";", " ").split())}.values())
-    return arms if any(arm.name == "plain" for arm in arms) else [_parse("plain"), *arms]
+    arms = list({arm.key: arm for arm in map(parse_arm, names.replace(";", " ").split())}.values())
+    return arms if any(arm.name == "plain" for arm in arms) else [parse_arm("plain"), *arms]
 
 
-def _parse(text: str) -> Arm:
+def parse_arm(text: str) -> Arm:
+    """The arm of one name. ValueError names what is no arm."""
     name, _, numbers = text.partition("@")
     if numbers and name in ("transformers", "plain"):
         raise ValueError(f"arm {text!r} cannot be run: {name} drafts no tree.")

@@ -55,7 +55,7 @@ def bench_decode(engine: Engine, target: str | Path, args: argparse.Namespace) -
     found = ratios(measured)
     document = {
         "device": engine.card(),
-        "commit": _commit(),
+        "commit": checked_out_commit(),
         "model": {"name": engine.name, "drafter": engine.drafter.name},
         "prompts": {
             "file": args.prompts.name,
@@ -78,7 +78,7 @@ def bench_decode(engine: Engine, target: str | Path, args: argparse.Namespace) -
     return 0
 
 
-def _commit() -> str | None:
+def checked_out_commit() -> str | None:
     """The checked-out commit, "+" behind it where files differ from it; None outside a git checkout."""
     folder = Path(__file__).resolve().parents[2]
     try:

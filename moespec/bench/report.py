@@ -64,7 +64,9 @@ def ratios(all_measured: Sequence[ArmMeasurements]) -> list[dict[str, Any]]:
     unbudgeted = {measured.arm.tree: measured for measured in all_measured if measured.arm.name == "eagle3"}
     for measured in all_measured:
         if measured.arm.name == "moe-spec:substitution:16" and measured.arm.tree in unbudgeted:
-            found.append(_compared(measured, unbudgeted[measured.arm.tree]))
+            compared = _compared(measured, unbudgeted[measured.arm.tree])
+            if compared not in found:
+                found.append(compared)
     return found
 
 

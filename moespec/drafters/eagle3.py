@@ -27,6 +27,7 @@ class Eagle3Drafter:
 
     def __init__(self, head: Eagle3Head, max_context: int, head_pass: HeadPass | None = None) -> None:
         config = head.config
+        self.head = head
         self.tap_layers = config.tap_layers
         self._pass = head_pass or make_pass(head, max_context)
         self._device = head.fc.weight.device

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from moespec.hf import AutoTokenizer
+from moespec.quality.tasks import FAMILIES, generate_task
 from moespec.train.data import read_documents
-from moespec.train.tasks import FAMILIES, generate_task
 
 MAX_PROMPT_TOKENS = 200
 NUM_TASKS = 26  # as many of each family as 26 allow
@@ -37,7 +37,7 @@ def held_out_prompts(documents: list[dict], tokenizer: Any, seed: int) -> Iterat
     for group, wanted in NUM_BY_GROUP.items():
         pool = [document for document in documents if document["group"] == group and "messages" in document]
         seen: list[list[dict]] = []
-        for document in _by_turns(pool, rng):
+        for document in by_turns(pool, rng):
             prompt = cut(document["messages"], tokenizer, rng)
             if prompt and prompt not in seen:
                 yield {"id": f"{group}-{len(seen):02}", "source": document["source"], "messages": prompt}
@@ -48,7 +48,7 @@ def held_out_prompts(documents: list[dict], tokenizer: Any, seed: int) -> Iterat
             raise ValueError(f"the held-out documents of group {group!r} give {len(seen)} prompts instead of {wanted}.")
 
 
-def _by_turns(documents: list[dict], rng: random.Random) -> Iterator[dict]:
+def by_turns(documents: list[dict], rng: random.Random) -> Iterator[dict]:
     """The documents shuffled, one of each source in turn: a group's largest source is not all that is measured."""
     by_source: dict[str, list[dict]] = {}
     for document in rng.sample(documents, len(documents)):

@@ -20,15 +20,16 @@ def add_train_parser(subparsers: argparse._SubParsersAction) -> None:
     tokenizer.add_argument("--out", type=Path, required=True)
     tokenizer.add_argument("--vocab-size", type=int, default=6144)
     tokenizer.add_argument("--seed", type=int, default=0)
-    from moespec.train import drafter, target
+    from moespec.train import drafter, target_run
 
-    target.add_arguments(steps.add_parser("target", help="train the embedded Mixture-of-Experts"))
+    target_run.add_arguments(steps.add_parser("target", help="train the embedded Mixture-of-Experts"))
     drafter.add_arguments(steps.add_parser("drafter", help="train an EAGLE-3 head for a target"))
-    prompts = steps.add_parser("prompts", help="draw the benchmark's prompts from held-out documents and tasks")
-    prompts.add_argument("--data", type=Path, required=True)
-    prompts.add_argument("--tokenizer", type=Path, required=True)
-    prompts.add_argument("--out", type=Path, required=True)
-    prompts.add_argument("--seed", type=int, default=0)
+    for name, what in (("prompts", "the benchmark's prompts"), ("texts", "the texts perplexity is measured on")):
+        drawn = steps.add_parser(name, help=f"draw {what} from held-out documents and tasks")
+        drawn.add_argument("--data", type=Path, required=True)
+        drawn.add_argument("--tokenizer", type=Path, required=True)
+        drawn.add_argument("--out", type=Path, required=True)
+        drawn.add_argument("--seed", type=int, default=0)
     train.set_defaults(handler=run_train)
 
 
@@ -47,17 +48,22 @@ def run_train(args: argparse.Namespace) -> int:
 
         print(f"{write_prompts(args.data, args.tokenizer, args.out, args.seed)} prompts written to {args.out}")
         return 0
-    from moespec.train import drafter, target
+    if args.step == "texts":
+        from moespec.train.held_out_texts import write_texts
 
-    return drafter.run(args) if args.step == "drafter" else target.run(args)
+        print(f"{write_texts(args.data, args.tokenizer, args.out, args.seed)} texts written to {args.out}")
+        return 0
+    from moespec.train import drafter, target_run
+
+    return drafter.run(args) if args.step == "drafter" else target_run.run(args)
 
 
 def _train_tokenizer(args: argparse.Namespace) -> int:
     import random
 
+    from moespec.quality.tasks import generate_task
     from moespec.train.data import read_documents
     from moespec.train.prepare import document_text
-    from moespec.train.tasks import generate_task
     from moespec.train.tokenizer import save_tokenizer, train_tokenizer
 
     rng = random.Random(args.seed)

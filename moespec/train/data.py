@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moespec.quality.tasks import generate_task
 from moespec.train.prepare import open_text
 from moespec.train.sources import SOURCES
-from moespec.train.tasks import generate_task
 from moespec.train.tokenizer import END_OF_TEXT, TURN_END, TURN_START
 
 SHARES = {"tasks": 0.40, "dialogue": 0.27, "facts": 0.15, "prose": 0.13, "code": 0.05}

@@ -17,7 +17,7 @@ import torch
 
 from moespec.config import GenerationConfig
 from moespec.engine import Engine
-from moespec.train.tasks import generate_task
+from moespec.quality.tasks import generate_task
 
 BATCH = 256
 MAX_NEW_TOKENS = 96

@@ -1,6 +1,6 @@
-"""`train target`: the embedded Qwen3-MoE, resumable, against a budget of minutes or tokens.
+"""Training the embedded Qwen3-MoE: one step, its checkpoint, its export. Data, balance and schedule are elsewhere.
 
-Owns the training loop, its checkpoints, log and export. Data, balance and schedule are their own modules.
+Owns everything a run's state consists of. Knows nothing of the command line or of when a checkpoint is due.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import time
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moespec.hf import AutoModelForCausalLM, AutoTokenizer
+from moespec.integrity import tokenizer_sha256
 from moespec.train.balance import RouterTap, balance_loss, concentration
 from moespec.train.data import MixedStream, Renderer, file_hashes, held_out_batches, read_documents
 from moespec.train.experts import use_training_experts
 from moespec.train.manifest import write_manifest
 from moespec.train.precision import autocast
-from moespec.train.presets import TARGET_CONFIG, TARGET_RECIPES
+from moespec.train.presets import TARGET_CONFIG
 from moespec.train.schedule import Progress, learning_rate
 
 ASSISTANT_ONLY_FROM = 0.8  # loss on what the assistant says alone in the last fifth
 LONG_FROM = 0.9  # the last tenth in sequences of LONG_LENGTH, so that long chats hold
 LENGTH, LONG_LENGTH = 256, 1024
+LOG = "training_log.jsonl"
 NO_SETTINGS = ("handler", "command", "step", "resume")
-CHECKPOINT_S, SNAPSHOT_S, EVALUATE_S = 300.0, 720.0, 600.0
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, help="folder written by `train prepare`")
-    parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="where the finished model goes")
-    parser.add_argument("--work", type=Path, default=Path("runs/target"), help="checkpoints and log")
-    parser.add_argument("--preset", choices=TARGET_RECIPES, default="cpu", help="tokens, batch and peak rate")
-    parser.add_argument("--minutes", type=float, help="train for a time instead of the preset's tokens")
-    parser.add_argument("--tokens", type=int, help="train to this many tokens in all, earlier runs included")
-    parser.add_argument("--batch-tokens", type=int)
-    parser.add_argument("--lr", type=float)
-    parser.add_argument("--balance", type=float, default=0.001)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--init", type=Path, help="go on from this folder's weights and count of tokens")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 class TargetTrainer:
@@ -56,6 +40,7 @@ class TargetTrainer:
         self.args = args
         torch.manual_seed(args.seed)
         self.tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+        self._check_tokenizer()
         self.model = _build_model(args, config, self.tokenizer)
         self.tap = RouterTap(self.model)
         renderer = Renderer(self.tokenizer)
@@ -75,13 +60,23 @@ class TargetTrainer:
         args.work.mkdir(parents=True, exist_ok=True)
         if args.resume:
             self._restore()
+        elif args.init is not None and (args.init / LOG).exists():
+            shutil.copy(args.init / LOG, args.work / LOG)
 
     @property
     def _checkpoint_path(self) -> Path:
         return self.args.work / "checkpoint.pt"
 
+    def _check_tokenizer(self) -> None:
+        """Weights mean something with the tokenizer that they were trained with alone."""
+        if self.args.init is not None and (self.args.init / "tokenizer.json").exists():
+            theirs = tokenizer_sha256(AutoTokenizer.from_pretrained(self.args.init))
+            if theirs != tokenizer_sha256(self.tokenizer):
+                raise ValueError(f"{self.args.init} was trained with another tokenizer than {self.args.tokenizer}.")
+
     def checkpoint(self) -> None:
         state = {
+            "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "stream": self.stream.state(),
@@ -97,6 +92,8 @@ class TargetTrainer:
         if not self._checkpoint_path.exists():
             raise ValueError(f"{self._checkpoint_path} does not exist: nothing to resume.")
         state = torch.load(self._checkpoint_path, weights_only=False)  # our own file: it holds a random state too
+        if state["tokenizer_sha256"] != tokenizer_sha256(self.tokenizer):
+            raise ValueError(f"{self._checkpoint_path} was trained with another tokenizer than {self.args.tokenizer}.")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.stream.restore(state["stream"])
@@ -162,6 +159,8 @@ class TargetTrainer:
         if self.continues:
             record["continues"] = self.continues
         (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if (self.args.work / LOG).exists():
+            shutil.copy(self.args.work / LOG, folder / LOG)
         write_manifest(folder)
 
 
@@ -195,45 +194,3 @@ def _training_record(folder: Path | None) -> dict:
 
 def _plain(value: Any) -> Any:
     return value.name if isinstance(value, Path) else value
-
-
-def run(args: argparse.Namespace) -> int:
-    """Train until the budget is used up, then export."""
-    for name, value in TARGET_RECIPES[args.preset].items():
-        if getattr(args, name) is None and not (name == "tokens" and args.minutes is not None):
-            setattr(args, name, value)
-    trainer = TargetTrainer(args)
-    progress = trainer.progress
-    last = {"checkpoint": time.monotonic(), "snapshot": time.monotonic() - SNAPSHOT_S / 2, "evaluate": time.monotonic()}
-    started, tokens_at_start, recent = time.monotonic(), progress.tokens, 0.0
-    with (args.work / "log.jsonl").open("a", encoding="utf-8") as log:
-        while progress.fraction < 1:
-            loss, balance = trainer.train_step()
-            recent = loss if not recent else 0.95 * recent + 0.05 * loss
-            now = time.monotonic()
-            if trainer.num_steps % 20 == 0:
-                rate = (progress.tokens - tokens_at_start) / (now - started)
-                print(
-                    f"step {trainer.num_steps}  {progress.tokens / 1e6:.2f} M tokens  loss {recent:.3f}  "
-                    f"balance {balance:.2f}  {rate:.0f} tokens/s  {progress.seconds_left / 60:.0f} min left",
-                    flush=True,
-                )
-                entry = {"step": trainer.num_steps, "tokens": progress.tokens, "loss": recent, "balance": balance}
-                entry |= {"lr": trainer.rate, "tokens_per_s": round(rate), "seconds": round(progress.seconds)}
-                log.write(json.dumps(entry) + "\n")
-            if now - last["evaluate"] > EVALUATE_S:
-                figures = trainer.evaluate()
-                print(f"held out: {figures}", flush=True)
-                log.write(json.dumps({"step": trainer.num_steps, "held_out": figures}) + "\n")
-                log.flush()
-                last["evaluate"] = now
-            if now - last["checkpoint"] > CHECKPOINT_S:
-                trainer.checkpoint()
-                last["checkpoint"] = now
-            if now - last["snapshot"] > SNAPSHOT_S:
-                trainer.export(args.work / "snapshot")
-                last["snapshot"] = now
-    trainer.checkpoint()
-    trainer.export(args.out)
-    print(f"exported to {args.out}", flush=True)
-    return 0

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from moespec.train.tasks import FAMILIES, Task, generate_task
+from moespec.quality.tasks import FAMILIES, Task, generate_task
 
 NUM_TASKS = 200
 

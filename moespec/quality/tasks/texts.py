@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import random
 
-from moespec.train.tasks.base import Task, say
-from moespec.train.tasks.lexicon import LEXICON
-from moespec.train.tasks.numbers import NAMES
+from moespec.quality.tasks.base import Task, say
+from moespec.quality.tasks.lexicon import LEXICON
+from moespec.quality.tasks.numbers import NAMES
 
 WORDS = tuple(LEXICON)
 COLOURS = ["red", "blue", "green", "yellow", "black", "white", "brown", "orange"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import random
 
-from moespec.train.tasks.base import Task, say
+from moespec.quality.tasks.base import Task, say
 
 NAMES = [
     "Tom",

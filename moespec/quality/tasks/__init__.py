@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import random
 
-from moespec.train.tasks import numbers, texts
-from moespec.train.tasks.base import Task, TaskMaker
+from moespec.quality.tasks import numbers, texts
+from moespec.quality.tasks.base import Task, TaskMaker
 
 _MAKERS: dict[str, TaskMaker] = {
     "arithmetic": numbers.arithmetic,

@@ -1,0 +1,125 @@
+"""The trials of a quality run: every arm answers every question, every arm reads every text. Yields plain records.
+
+Owns their order (arms rotated from item to item, so that times can be compared) and what a record says. Knows nothing
+of files or of what is made of the records.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from moespec.bench.agreement import root_logits
+from moespec.bench.arms import Arm
+from moespec.config import GenerationConfig
+from moespec.engine import Engine
+from moespec.quality.items import Item
+from moespec.quality.scorers import score
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How replies are sampled. Temperature 0 needs one seed, a higher one several."""
+
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Text:
+    """A held-out document as token ids; its first token is given, all others are predicted."""
+
+    name: str
+    group: str
+    token_ids: list[int]
+
+
+def answer_key(arm: Arm, setting: Setting, item: Item) -> tuple:
+    """What makes an answer's record unique in a run."""
+    return ("answer", arm.key, setting.temperature, setting.seed, item.name)
+
+
+def text_key(arm: Arm, text: Text) -> tuple:
+    return ("text", arm.key, text.name)
+
+
+def record_key(record: dict) -> tuple:
+    """The key of a record that was read back."""
+    names = ("kind", "arm", "temperature", "seed", "item") if record["kind"] == "answer" else ("kind", "arm", "text")
+    return tuple(record[name] for name in names)
+
+
+def answers(
+    engine: Engine,
+    arms: Sequence[Arm],
+    settings: Sequence[Setting],
+    items: Sequence[Item],
+    max_new_tokens: int,
+    is_done: Callable[[tuple], bool],
+) -> Iterator[dict]:
+    """One record per arm, setting and item that is not done yet."""
+    for number, item in enumerate(items):
+        shift = number % len(arms)
+        for setting in settings:
+            for arm in (*arms[shift:], *arms[:shift]):
+                if not is_done(answer_key(arm, setting, item)):
+                    yield _answer(engine, arm, setting, item, max_new_tokens)
+
+
+def _answer(engine: Engine, arm: Arm, setting: Setting, item: Item, max_new_tokens: int) -> dict:
+    generation = GenerationConfig(max_new_tokens, setting.temperature, seed=setting.seed)
+    assert arm.budget is not None
+    engine.forget()
+    steps = engine.generate(list(item.messages), generation, arm.budget, arm.tree)
+    first = next(steps)  # the prompt's own forward is in no figure
+    began = time.perf_counter()
+    *_, last = first, *steps
+    seconds = time.perf_counter() - began
+    summary = last.summary
+    assert summary is not None
+    return {
+        "kind": "answer",
+        "arm": arm.key,
+        "temperature": setting.temperature,
+        "seed": setting.seed,
+        "family": item.family,
+        "item": item.name,
+        "score": score(item, summary.text),
+        "num_tokens": len(summary.token_ids),
+        "num_steps": summary.num_steps,  # without the prompt's, which wrote the first token
+        "ms": round(seconds * 1e3, 3),
+        "experts_natural": summary.experts_natural,
+        "experts_active": summary.experts_active,
+        "mass_kept": summary.mass_kept,
+        "finish_reason": summary.finish_reason,
+        "reply": summary.text,
+    }
+
+
+def readings(
+    engine: Engine, arms: Sequence[Arm], texts: Sequence[Text], is_done: Callable[[tuple], bool]
+) -> Iterator[dict]:
+    """One record per arm and text: nats, and agreement and divergence from the unbudgeted model, summed over tokens.
+
+    The budget acts on the tree drafted at each position, as it does in verification; the row read is its root.
+    """
+    for text in texts:
+        missing = [arm for arm in arms if not is_done(text_key(arm, text))]
+        sums = {arm.key: {"nats": 0.0, "kl": 0.0, "num_agreed": 0} for arm in missing}
+        num_tokens = 0
+        for position in root_logits(engine, missing, text.token_ids, first_root=1) if missing else ():
+            natural_V = position.natural_V.double().log_softmax(dim=-1)
+            num_tokens += 1
+            for arm, logits_V in zip(missing, position.by_arm, strict=True):
+                logp_V = logits_V.double().log_softmax(dim=-1)
+                entry = sums[arm.key]
+                entry["nats"] -= float(logp_V[text.token_ids[position.root + 1]])
+                entry["kl"] += float(torch.nn.functional.kl_div(logp_V, natural_V, reduction="sum", log_target=True))
+                entry["num_agreed"] += int(logp_V.argmax() == natural_V.argmax())
+        for arm in missing:
+            yield {"kind": "text", "arm": arm.key, "group": text.group, "text": text.name, "num_tokens": num_tokens} | {
+                name: round(value, 6) for name, value in sums[arm.key].items()
+            }
