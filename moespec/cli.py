@@ -18,23 +18,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m moespec", description=__doc__.splitlines()[0] if __doc__ else None)
     commands = parser.add_subparsers(dest="command", required=True)
     # Their parsers import what they run: only for those who ask.
-    given = (sys.argv[1:] if arguments is None else arguments)[:1]
+    given = (sys.argv[1:] if arguments is None else arguments)[:2]
     _add_generate(commands)
-    inspect = commands.add_parser("inspect", help="what the engine sees in a target and its drafter")
-    _add_model_arguments(inspect)
-    inspect.set_defaults(handler=_inspect)
-    if "inspect" in given:
+    inspect = commands.add_parser(
+        "inspect",
+        help="what the engine sees in a target and its drafter",
+        epilog="inspect experts: how specialised the experts are, and what draft trees ask of them",
+    )
+    if given == ["inspect", "experts"]:
         _add_inspect_experts(inspect)
-    if "bench" in given:
+    else:
+        _add_model_arguments(inspect)
+        inspect.set_defaults(handler=_inspect)
+    if given[:1] == ["bench"]:
         _add_bench(commands)
     else:
         commands.add_parser("bench", help="measure decoding on this machine")
     quality = commands.add_parser(
         "quality", help="quality against budget: questions with exact answers, held-out texts"
     )
-    if "quality" in given:
+    if given[:1] == ["quality"]:
         _add_quality(quality)
-    if "train" in given:
+    if given[:1] == ["train"]:
         from moespec.train.cli import add_train_parser
 
         add_train_parser(commands)
@@ -105,7 +110,7 @@ def _add_quality(parser: argparse.ArgumentParser) -> None:
 def _add_inspect_experts(inspect: argparse.ArgumentParser) -> None:
     from moespec.quality.inspect_cli import add_arguments
 
-    experts = inspect.add_subparsers().add_parser("experts", help="how specialised experts are, and what trees ask for")
+    experts = inspect.add_subparsers(required=True).add_parser("experts", help="how specialised the experts are")
     _add_model_arguments(experts)
     add_arguments(experts)
     experts.set_defaults(handler=_inspect_experts)

@@ -25,9 +25,8 @@ from moespec.quality.items import Item, file_items, own_items
 from moespec.quality.results import Results, weights_sha256
 from moespec.quality.summary import recommended, summarise
 from moespec.quality.table import table
-from moespec.quality.trials import Setting, Text, answers, readings
+from moespec.quality.trials import TEXTS, Setting, Text, answers, read_texts, readings
 
-TEXTS = Path(__file__).resolve().parents[2] / "assets" / "bench" / "texts.jsonl"
 _T = TypeVar("_T", Item, Text)
 BUDGETS = (8, 12, 16, 20, 24, 32, 40, 48)
 
@@ -107,19 +106,6 @@ def quality_arms(names: str | None) -> list[Arm]:
             raise ValueError(f"arm {arm.name!r} drafts no tree for a budget to act on: use eagle3 and moe-spec arms.")
     references = [Arm("eagle3", tree, BudgetConfig()) for tree in dict.fromkeys(arm.tree for arm in named)]
     return list({arm.key: arm for arm in (*references, *named)}.values())
-
-
-def read_texts(path: Path, engine: Engine) -> list[Text]:
-    """The held-out texts as token ids. ValueError names a bad line."""
-    tokenizer, texts = engine.target.tokenizer, []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            rendered = row["text"] if "text" in row else tokenizer.apply_chat_template(row["messages"], tokenize=False)
-            texts.append(Text(row["id"], row["group"], tokenizer(rendered, add_special_tokens=False)["input_ids"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no text with an id, a group and messages or text.") from error
-    return texts
 
 
 def _items(args: argparse.Namespace) -> list[Item]:

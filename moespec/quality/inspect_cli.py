@@ -16,8 +16,8 @@ from pathlib import Path
 
 from moespec.bench.cli import checked_out_commit
 from moespec.engine import Engine, EngineInfo
-from moespec.quality.cli import TEXTS, read_texts
 from moespec.quality.specialisation import DEFAULT_TREE, MASS_SHARE, DomainFigures, Specialisation, measure
+from moespec.quality.trials import TEXTS, read_texts
 
 NUM_DIGITS = 4  # of the JSON document's numbers
 REPORTED_BY = "as notes on arXiv 2602.16052 report it, not measured here"
@@ -88,7 +88,7 @@ def _setting(found: Specialisation, info: EngineInfo, num_positions: int) -> str
     everything, tree = found.everything, ",".join(f"{part:g}" for part in DEFAULT_TREE.numbers)
     domains = ", ".join(f"{domain.num_texts} {domain.domain}" for domain in found.domains)
     return (
-        f"# The experts of {info.model_name}\n\n"
+        f"# Experts: {info.model_name}\n\n"
         f"{len(found.layers)} MoE layers of {info.num_experts} experts, top-{info.top_k}. Measured on "
         f"{everything.num_texts} texts ({domains}), {everything.num_tokens} tokens, and on the trees that "
         f"{info.drafter_name} drafts at up to {num_positions} places of each text. Default trees are {tree}: "
@@ -101,8 +101,8 @@ def _evenness(found: Specialisation) -> str:
     dead = [domain.num_dead_L for domain in _columns(found)]
     return (
         "## How evenly experts are used\n\nEntropy of the natural top-k weight that a domain's tokens give to each "
-        f"expert, as a share of its maximum: 1 if all are used alike.\n\n{_layer_table(found, entropies, 3)}\n\n"
-        f"Dead experts, which no token of the domain chose:\n\n{_layer_table(found, dead, 0)}"
+        f"expert, as a share of its maximum: 1 if all are used alike.\n\n{_layer_table(found, entropies, '.3f')}\n\n"
+        f"Dead experts, which no token of the domain chose:\n\n{_layer_table(found, dead, 'g')}"
     )
 
 
@@ -110,7 +110,7 @@ def _experts_for_mass(found: Specialisation) -> str:
     needed = [domain.experts_for_mass_L for domain in _columns(found)]
     return (
         f"## Experts for {MASS_SHARE:.0%} of a tree's router mass\n\nThe fewest that hold it in a default tree (full "
-        f"softmax, summed over its rows): mean over trees.\n\n{_layer_table(found, needed, 1)}\n\n"
+        f"softmax, summed over its rows): mean over trees.\n\n{_layer_table(found, needed, '.1f')}\n\n"
         f"{_reported('experts for the mass')}"
     )
 
@@ -157,13 +157,13 @@ def _columns(found: Specialisation) -> list[DomainFigures]:
     return [*found.domains, found.everything]
 
 
-def _layer_table(found: Specialisation, figures: Sequence[Sequence[float] | None], digits: int) -> str:
+def _layer_table(found: Specialisation, figures: Sequence[Sequence[float] | None], form: str) -> str:
     """A row per layer and one for their median, a column per domain and one for all texts."""
     rows = [
-        [f"{layer}", *("–" if figure_L is None else f"{figure_L[number]:.{digits}f}" for figure_L in figures)]
+        [f"{layer}", *("–" if figure_L is None else f"{figure_L[number]:{form}}" for figure_L in figures)]
         for number, layer in enumerate(found.layers)
     ]
-    medians = ["–" if figure_L is None else f"{statistics.median(figure_L):.{digits}f}" for figure_L in figures]
+    medians = ["–" if figure_L is None else f"{statistics.median(figure_L):{form}}" for figure_L in figures]
     return _table(["layer", *(domain.domain for domain in _columns(found))], [*rows, ["median", *medians]])
 
 

@@ -1,14 +1,16 @@
 """The trials of a quality run: every arm answers every question, every arm reads every text. Yields plain records.
 
 Owns their order (arms rotated from item to item, so that times can be compared) and what a record says. Knows nothing
-of files or of what is made of the records.
+of what is made of the records.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -18,6 +20,8 @@ from moespec.config import GenerationConfig
 from moespec.engine import Engine
 from moespec.quality.items import Item
 from moespec.quality.scorers import score
+
+TEXTS = Path(__file__).resolve().parents[2] / "assets" / "bench" / "texts.jsonl"  # what training never saw
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,21 @@ class Text:
     name: str
     group: str
     token_ids: list[int]
+
+
+def read_texts(path: Path, engine: Engine) -> list[Text]:
+    """The held-out texts as token ids. ValueError names a bad line."""
+    tokenizer, texts = engine.target.tokenizer, []
+    if tokenizer.chat_template is None:
+        raise ValueError(f"{engine.name} has no chat template: its chats cannot be read as texts.")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            rendered = row["text"] if "text" in row else tokenizer.apply_chat_template(row["messages"], tokenize=False)
+            texts.append(Text(row["id"], row["group"], tokenizer(rendered, add_special_tokens=False)["input_ids"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number} is no text with an id, a group and messages or text.") from error
+    return texts
 
 
 def answer_key(arm: Arm, setting: Setting, item: Item) -> tuple:

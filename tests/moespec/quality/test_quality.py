@@ -13,11 +13,11 @@ import torch
 from moespec import EMBEDDED_TARGET, Engine
 from moespec.cli import main
 from moespec.hf import AutoModelForCausalLM
-from moespec.quality.cli import TEXTS, quality_arms, read_texts
+from moespec.quality.cli import quality_arms
 from moespec.quality.frontier import frontier_figure
 from moespec.quality.results import Results, weights_sha256
 from moespec.quality.summary import Z_95, estimate, paired_difference, recommended, summarise
-from moespec.quality.trials import readings
+from moespec.quality.trials import TEXTS, read_texts, readings
 from tests.conftest import tiny_model
 
 SMALL = ["quality", "--arms", "moe-spec:substitution:8", "--limit", "1", "--max-new-tokens", "24"]

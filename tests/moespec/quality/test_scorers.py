@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from moespec.quality.cli import TEXTS
 from moespec.quality.items import Item, file_items, own_items
 from moespec.quality.scorers import score
 from moespec.quality.tasks import FAMILIES, generate_task
+from moespec.quality.trials import TEXTS
 from moespec.train.prepare import is_held_out
 
 

@@ -64,7 +64,7 @@ def tiny_drafter(sharpness: float) -> Eagle3Drafter:
     return Eagle3Drafter(head, max_context=512)
 
 
-def tiny_engine(sharpness: float = 2.0) -> Engine:
+def tiny_engine(sharpness: float = 4.0) -> Engine:
     return Engine.from_model(tiny_model("olmoe"), drafter=tiny_drafter(sharpness))
 
 
@@ -363,6 +363,7 @@ def test_the_json_document_is_the_last_line_and_holds_what_is_measured(embedded,
     assert [len(matrix) for matrix in found["overlap_LDD"]] == [2] * num_layers
     assert found["unions"][0]["union_L"] == [embedded.info.top_k] * num_layers
     assert document["texts"]["file"] == "texts.jsonl" and document["positions"] == 1
+    assert document["tree"] == TreeConfig().numbers
     assert "not measured" in document["reported"]["by"] and len(document["reported"]["figures"]) == len(REPORTED)
 
 
