@@ -15,7 +15,7 @@ from moespec.hf import AutoTokenizer
 from moespec.train import drafter
 from moespec.train.data import MixedStream, Renderer
 from moespec.train.drafter import frequent_tokens
-from moespec.train.prepare import identity_documents
+from moespec.train.identity import identity_documents
 from moespec.train.ttt import unrolled_loss
 from tests.moespec.test_eagle3 import tiny_head
 

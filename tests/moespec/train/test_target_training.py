@@ -13,7 +13,7 @@ import torch
 from moespec import EMBEDDED_TARGET
 from moespec.hf import AutoModelForCausalLM, AutoTokenizer
 from moespec.train import target_run
-from moespec.train.prepare import identity_documents
+from moespec.train.identity import identity_documents
 from moespec.train.presets import TARGET_CONFIG
 from moespec.train.target import LOG, TargetTrainer
 

@@ -10,7 +10,8 @@ from moespec.hf import AutoTokenizer
 from moespec.train.balance import balance_loss
 from moespec.train.data import MixedStream, Renderer
 from moespec.train.filters import rejection_reason
-from moespec.train.prepare import identity_documents, is_held_out
+from moespec.train.identity import identity_documents
+from moespec.train.prepare import is_held_out
 from moespec.train.schedule import Progress, learning_rate
 
 
