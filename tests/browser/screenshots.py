@@ -6,6 +6,7 @@ from tests.browser.browser import ROOT, open_browser, serve_page
 
 FOLDER = ROOT / "assets" / "screenshots"
 SIZES = {1440: 900, 390: 844}
+PROMPTS = ("Who are you?", "Turn this into JSON: Ben is 31 years old and lives in Oslo.")  # the last one drafts well
 FRAME = "#live .mss"
 
 
@@ -17,13 +18,13 @@ def main() -> None:
                 page = browser.new_context(viewport={"width": width, "height": height}).new_page()
                 page.goto(f"{address}/?__theme={theme}")
                 page.get_by_text("measured here").wait_for(timeout=60_000)
-                page.fill("#prompt textarea", "Tell me a short story.")
-                page.press("#prompt textarea", "Enter")
-                # Half-way through the answer, at a step whose tree held.
-                page.wait_for_function("document.querySelectorAll('.mss-tokens span').length > 40", timeout=60_000)
-                page.click("#stop")
-                page.wait_for_selector(f'{FRAME}[data-status="done"]', timeout=60_000)
-                page.wait_for_timeout(500)
+                for number, prompt in enumerate(PROMPTS, start=1):
+                    page.fill("#prompt textarea", prompt)
+                    page.press("#prompt textarea", "Enter")
+                    answered = f"document.querySelectorAll('#chat .bot').length >= {number}"
+                    page.wait_for_function(answered, timeout=60_000)
+                    page.wait_for_selector(f'{FRAME}[data-status="done"]', timeout=60_000)
+                    page.wait_for_timeout(1000)
                 page.screenshot(path=FOLDER / f"{theme}-{width}.png", full_page=width < 700)
                 page.context.close()
 
