@@ -120,6 +120,16 @@ def test_without_a_budget_the_page_says_lossless_and_shows_the_closer_view(visit
     expect(page.locator(".js-plotly-plot")).to_be_visible(timeout=LONG)
 
 
+def test_a_message_sent_at_the_very_end_of_an_answer_is_answered(visitor):
+    page = visitor.page
+    visitor.ask("Who are you?")
+    page.locator("#chat .bot").first.wait_for(timeout=LONG)
+    page.fill("#prompt textarea", "What is 12 + 30?")
+    visitor.wait("done")  # before the browser has heard that the event is over
+    page.press("#prompt textarea", "Enter")
+    expect(page.locator("#chat .bot")).to_have_count(2, timeout=LONG)
+
+
 def test_a_second_visitor_is_told_to_wait_and_served(visitor, browser, address):
     visitor.ask_for_a_long_answer("Tell me a long story about a cat.")
     visitor.wait("writing")
