@@ -115,9 +115,13 @@ def _wire(page: gr.Blocks, service: Service, controls: Controls, **parts: Any) -
 
     written = [chat, live, plot, prompt]
     ticket = gr.State(REFUSED)
-    # "multiple": by default the browser drops an answer that is asked for before it has heard of the last one's end.
-    engine_turn = {"concurrency_limit": 1, "concurrency_id": "engine", "show_progress": "hidden"}
-    engine_turn |= {"trigger_mode": "multiple"}
+    engine_turn = {
+        "concurrency_limit": 1,
+        "concurrency_id": "engine",
+        "show_progress": "hidden",
+        # By default the browser drops an answer that is asked for before it has heard of the last one's end.
+        "trigger_mode": "multiple",
+    }
     asked = prompt.submit(ask, [prompt, chat], [prompt, chat, live, ticket], queue=False, show_progress="hidden")
     asked.then(answer, [ticket, chat, *controls.all], written, **engine_turn)
     again = chat.retry(ask_again, [chat], [chat, live, ticket], queue=False, show_progress="hidden")

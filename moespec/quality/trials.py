@@ -34,7 +34,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Text:
-    """A held-out document as token ids; its first token is given, all others are predicted."""
+    """A held-out document as token ids; its first two tokens are given, all others are predicted."""
 
     name: str
     group: str

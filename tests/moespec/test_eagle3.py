@@ -17,22 +17,16 @@ VOCAB, NUM_COMMITTED = 31, 9
 
 def tiny_head(**options) -> Eagle3Head:
     torch.manual_seed(0)
-    config = Eagle3Config(
-        hidden_size=16,
-        intermediate_size=24,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        vocab_size=VOCAB,
-        tap_layers=(1, 2, 3),
-        target_hidden_size=16,
-        **{"draft_vocab_size": VOCAB, **options},
-    )
+    shape = {
+        "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        "vocab_size": VOCAB, "draft_vocab_size": VOCAB, "tap_layers": (1, 2, 3), "target_hidden_size": 16,
+    }  # fmt: skip
+    config = Eagle3Config(**shape | options)
     head = Eagle3Head(config).requires_grad_(False)
     for parameter in head.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
-    head.embeddings = torch.randn(VOCAB, 16)
+    head.embeddings = torch.randn(config.vocab_size, config.hidden_size)
     return head
 
 

@@ -14,7 +14,6 @@ import torch
 
 from moespec import EMBEDDED_TARGET, DraftContext, Engine, GenerationConfig, TreeConfig
 from moespec.drafters.eagle3 import Eagle3Drafter
-from moespec.drafters.head import Eagle3Config, Eagle3Head
 from moespec.drafters.ngram import NgramDrafter
 from moespec.kv_cache import TreeCache
 from moespec.quality.inspect_cli import REPORTED, add_arguments, inspect_experts
@@ -30,6 +29,7 @@ from moespec.quality.specialisation import (
 from moespec.quality.trials import Text
 from moespec.step_router import NaturalRouter
 from tests.conftest import VOCAB, tiny_model
+from tests.moespec.test_eagle3 import tiny_head
 
 NUM_LAYERS, NUM_EXPERTS, TOP_K = 3, 12, 3  # of the tiny OLMoE
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -43,24 +43,9 @@ def quiet(line: str) -> None:
 
 def tiny_drafter(sharpness: float) -> Eagle3Drafter:
     """A random head; its logits times `sharpness`: 0 is unsure of everything, a large one is sure."""
-    torch.manual_seed(1)
-    config = Eagle3Config(
-        hidden_size=32,
-        intermediate_size=24,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        vocab_size=VOCAB,
-        draft_vocab_size=VOCAB,
-        tap_layers=(0, 1, 2),
-        target_hidden_size=32,
-    )
-    head = Eagle3Head(config).requires_grad_(False)
-    for parameter in head.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
+    shape = {"hidden_size": 32, "target_hidden_size": 32, "vocab_size": VOCAB, "draft_vocab_size": VOCAB}
+    head = tiny_head(**shape, tap_layers=(0, 1, 2))
     head.lm_head.weight *= sharpness
-    head.embeddings = torch.randn(VOCAB, 32)
     return Eagle3Drafter(head, max_context=512)
 
 
