@@ -13,7 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +46,14 @@ def read_documents(folder: Path, stem: str) -> list[dict]:
 
 def file_hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.jsonl*"))}
+
+
+class Batch(NamedTuple):
+    """Packed sequences with their next tokens, each [num_sequences, length + 1]."""
+
+    ids_BS: Tensor  # int64
+    said_BS: Tensor  # bool: what the assistant says
+    of_task_BS: Tensor  # bool: part of an own task, whose operands were drawn at random
 
 
 class Renderer:
@@ -100,52 +108,56 @@ class MixedStream:
         self.tokens: Counter = Counter()  # by source
         self._group_tokens: Counter = Counter()
         self._buffer_ids: list[int] = []
-        self._buffer_mask: list[bool] = []
+        self._buffer_said: list[bool] = []
+        self._buffer_of_task: list[bool] = []
         self._orders: dict[tuple[str, int], list[int]] = {}
 
     def state(self) -> dict:
         """Everything that decides what comes next."""
-        buffers = (list(self._buffer_ids), list(self._buffer_mask))
         return {
             "rng": self.rng.getstate(),
             "positions": dict(self.positions),
             "tokens": dict(self.tokens),
             "groups": dict(self._group_tokens),
-            "buffers": buffers,
+            "buffers": (list(self._buffer_ids), list(self._buffer_said), list(self._buffer_of_task)),
         }
 
     def restore(self, state: dict) -> None:
         self.rng.setstate(state["rng"])
         self.positions, self.tokens = Counter(state["positions"]), Counter(state["tokens"])
         self._group_tokens = Counter(state["groups"])
-        self._buffer_ids, self._buffer_mask = (list(part) for part in state["buffers"])
+        ids, said, of_task = state["buffers"]
+        self._buffer_ids, self._buffer_said, self._buffer_of_task = list(ids), list(said), list(of_task)
 
-    def batch(self, num_sequences: int, length: int) -> tuple[Tensor, Tensor]:
-        """(token ids int64, assistant mask bool), each [num_sequences, length + 1]: inputs and their next tokens."""
+    def batch(self, num_sequences: int, length: int) -> Batch:
+        """The next sequences; the last token of one is the first of the next."""
         need = num_sequences * length + 1
         while len(self._buffer_ids) < need:
-            ids, mask = self._next_document()
+            ids, said, is_task = self._next_document()
             self._buffer_ids += ids
-            self._buffer_mask += mask
-        ids_N = np.array(self._buffer_ids[:need], dtype=np.int64)
-        mask_N = np.array(self._buffer_mask[:need])
-        del self._buffer_ids[: need - 1], self._buffer_mask[: need - 1]
+            self._buffer_said += said
+            self._buffer_of_task += [is_task] * len(ids)
         starts = np.arange(num_sequences)[:, None] * length + np.arange(length + 1)
-        return torch.from_numpy(ids_N[starts]), torch.from_numpy(mask_N[starts])
+        parts = []
+        for buffer, dtype in ((self._buffer_ids, np.int64), (self._buffer_said, bool), (self._buffer_of_task, bool)):
+            parts.append(torch.from_numpy(np.array(buffer[:need], dtype)[starts]))
+            del buffer[: need - 1]
+        return Batch(*parts)
 
-    def _next_document(self) -> tuple[list[int], list[bool]]:
+    def _next_document(self) -> tuple[list[int], list[bool], bool]:
         total = sum(self._group_tokens.values()) + 1
         group = max(self._shares, key=lambda name: self._shares[name] - self._group_tokens[name] / total)
-        if group == "tasks" or group not in self._choices:
+        is_task = group == "tasks" or group not in self._choices
+        if is_task:
             task = generate_task(self.rng)
             source, document = f"task: {task.family}", {"messages": task.messages}
         else:
             source = self.rng.choices(*self._choices[group])[0]
             document = self._draw(source)
-        ids, mask = self._renderer(document)
+        ids, said = self._renderer(document)
         self.tokens[source] += len(ids)
         self._group_tokens[group] += len(ids)
-        return ids, mask
+        return ids, said, is_task
 
     def _draw(self, source: str) -> dict:
         """The source's next document in a shuffled order that is made anew for each pass."""

@@ -68,7 +68,7 @@ def frequent_tokens(stream: MixedStream, size: int) -> Tensor:
     """The ids, sorted, of the tokens that assistants say most often in the data. int64 [size]"""
     counts_V = torch.zeros(0, dtype=torch.long)
     for _ in range(COUNTED_BATCHES):
-        ids_BS, said_BS = stream.batch(BATCH, LENGTH)
+        ids_BS, said_BS, _ = stream.batch(BATCH, LENGTH)
         found_V = torch.bincount(ids_BS[said_BS], minlength=max(size, len(counts_V)))
         found_V[: len(counts_V)] += counts_V
         counts_V = found_V
@@ -155,7 +155,7 @@ class DrafterTrainer:
 
     def train_step(self) -> tuple[float, list[float]]:
         """One optimizer step; (loss, agreement per unrolled step)."""
-        ids_BS, said_BS = self.streams[self.num_steps % 2].batch(BATCH, LENGTH)
+        ids_BS, said_BS, _ = self.streams[self.num_steps % 2].batch(BATCH, LENGTH)
         ids_BS = ids_BS.to(self.args.device)
         weights_BS = torch.where(said_BS, 1.0, OTHER_WEIGHT).to(self.args.device)
         features_BSF, logits_BSV = self.target(ids_BS)

@@ -19,7 +19,7 @@ from torch import Tensor
 from moespec.hf import AutoModelForCausalLM, AutoTokenizer
 from moespec.integrity import tokenizer_sha256
 from moespec.train.balance import RouterTap, balance_loss, concentration
-from moespec.train.data import MixedStream, Renderer, file_hashes, held_out_batches, read_documents
+from moespec.train.data import Batch, MixedStream, Renderer, file_hashes, held_out_batches, read_documents
 from moespec.train.experts import use_training_experts
 from moespec.train.manifest import write_manifest
 from moespec.train.precision import autocast
@@ -28,6 +28,9 @@ from moespec.train.schedule import Progress, learning_rate
 
 ASSISTANT_ONLY_FROM = 0.8  # loss on what the assistant says alone in the last fifth
 LONG_FROM = 0.9  # the last tenth in sequences of LONG_LENGTH, so that long chats hold
+# A task's question teaches nothing (its operands are drawn at random) and its answer is short: without a weight the
+# answers would be a tenth of the loss, not the tasks' four tenths of the tokens.
+TASK_ANSWER_WEIGHT = 3.0
 LENGTH, LONG_LENGTH = 256, 1024
 LOG = "training_log.jsonl"
 NO_SETTINGS = ("handler", "command", "step", "resume")
@@ -104,15 +107,15 @@ class TargetTrainer:
         """One optimizer step; (loss, balance loss)."""
         fraction = self.progress.fraction
         length = LONG_LENGTH if fraction >= LONG_FROM else LENGTH
-        ids_BS, said_BS = self.stream.batch(max(1, self.args.batch_tokens // length), length)
-        ids_BS, said_BS = ids_BS.to(self.args.device), said_BS.to(self.args.device)
+        batch = self.stream.batch(max(1, self.args.batch_tokens // length), length)
+        ids_BS = batch.ids_BS.to(self.args.device)
+        weights_BS = loss_weights(batch, fraction >= ASSISTANT_ONLY_FROM).to(self.args.device)
         self.rate = learning_rate(self.args.lr, fraction, self.num_steps, warmup_steps=100)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
         with autocast(self.args.device):
             logits_BSV = self.model(ids_BS[:, :-1], use_cache=False).logits
-        weights_BS = said_BS[:, 1:].float() if fraction >= ASSISTANT_ONLY_FROM else None
-        loss = next_token_loss(logits_BSV, ids_BS[:, 1:], weights_BS)
+        loss = next_token_loss(logits_BSV, ids_BS[:, 1:], weights_BS[:, 1:])
         balance = balance_loss(self.tap.take(), self.model.config.num_experts_per_tok)
         (loss + self.args.balance * balance).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -164,8 +167,14 @@ class TargetTrainer:
         write_manifest(folder)
 
 
+def loss_weights(batch: Batch, assistant_only: bool) -> Tensor:
+    """[B, S] fp32: how much each token counts in the loss as a target."""
+    others_BS = batch.said_BS.float() if assistant_only else torch.ones(batch.ids_BS.shape)
+    return torch.where(batch.of_task_BS, TASK_ANSWER_WEIGHT * batch.said_BS, others_BS)
+
+
 def next_token_loss(logits_BSV: Tensor, targets_BS: Tensor, weights_BS: Tensor | None) -> Tensor:
-    """Cross-entropy in nats per counted token; `weights_BS` is 1 where a token counts."""
+    """Cross-entropy in nats, the mean weighted by `weights_BS` (None: every token counts the same)."""
     losses_N = F.cross_entropy(logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), reduction="none")
     if weights_BS is None:
         return losses_N.mean()

@@ -13,9 +13,10 @@ import torch
 from moespec import EMBEDDED_TARGET
 from moespec.hf import AutoModelForCausalLM, AutoTokenizer
 from moespec.train import target_run
+from moespec.train.data import MixedStream, Renderer
 from moespec.train.identity import identity_documents
 from moespec.train.presets import TARGET_CONFIG
-from moespec.train.target import LOG, TargetTrainer
+from moespec.train.target import LOG, TASK_ANSWER_WEIGHT, TargetTrainer, loss_weights
 
 TINY = TARGET_CONFIG | {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
@@ -45,6 +46,23 @@ def arguments(data: Path, name: str, *more: str) -> argparse.Namespace:
 
 def weights(trainer: TargetTrainer) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+@pytest.mark.parametrize("assistant_only", [False, True])
+def test_only_a_tasks_answer_counts_and_it_counts_more(assistant_only):
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_TARGET)
+    stream = MixedStream(identity_documents(random.Random(0), count=200), Renderer(tokenizer), seed=1)
+    batch = stream.batch(16, 256)
+    weights_BS = loss_weights(batch, assistant_only)
+    tasks_BS, said_BS = batch.of_task_BS, batch.said_BS
+    assert tasks_BS.any() and not tasks_BS.all()
+    assert set(weights_BS[tasks_BS & said_BS].tolist()) == {TASK_ANSWER_WEIGHT}
+    assert set(weights_BS[tasks_BS & ~said_BS].tolist()) == {0.0}
+    assert set(weights_BS[~tasks_BS & said_BS].tolist()) == {1.0}
+    assert set(weights_BS[~tasks_BS & ~said_BS].tolist()) == {0.0 if assistant_only else 1.0}
+    words = tokenizer.decode(batch.ids_BS[~tasks_BS])
+    assert "demonstration" in words  # who it is stands in the chats, not in the tasks
+    assert "demonstration" not in tokenizer.decode(batch.ids_BS[tasks_BS])
 
 
 def test_a_resumed_run_equals_one_that_was_never_interrupted(data):

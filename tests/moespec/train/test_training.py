@@ -50,14 +50,13 @@ def test_a_restored_stream_goes_on_where_it_was(tokenizer):
     streams = [MixedStream(chats(), Renderer(tokenizer), seed=3) for _ in range(2)]
     streams[0].batch(2, 64)
     streams[1].restore(streams[0].state())
-    ours, theirs = (stream.batch(2, 64) for stream in streams)
-    assert torch.equal(ours[0], theirs[0])
-    assert torch.equal(ours[1], theirs[1])
+    for ours, theirs in zip(*(stream.batch(2, 64) for stream in streams), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_sequences_join_without_gap_or_overlap(tokenizer):
     stream = MixedStream(chats(), Renderer(tokenizer), seed=3)
-    ids_BS, _ = stream.batch(3, 32)
+    ids_BS = stream.batch(3, 32).ids_BS
     assert torch.equal(ids_BS[:-1, -1], ids_BS[1:, 0])
     assert stream.batch(1, 32)[0][0, 0] == ids_BS[-1, -1]
 
