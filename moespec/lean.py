@@ -40,7 +40,7 @@ Experts = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class _Layer:
-    """One decoder layer's arrays (see `native.layers.attention`) and what follows its attention."""
+    """One decoder layer's arrays (see `native.attention.attention`) and what follows its attention."""
 
     input_norm: np.ndarray
     qkv: np.ndarray
@@ -144,7 +144,7 @@ class LeanDecoder:
         layers, entering, (start, seen) = self._kernels.layers, [], place
         for number, (layer, kept) in enumerate(zip(self._layers, cache.layers, strict=True)):
             entering.append(torch.from_numpy(hidden))
-            hidden = hidden + layers.attention(
+            hidden = hidden + self._kernels.attention.attention(
                 layers.unit_rows(hidden, layer.input_norm, self._eps),
                 *(layer.qkv, layer.query_key_norms, self._eps, layer.out, *turns),
                 *(*kept.arrays(), start, start, seen, layer.scale),

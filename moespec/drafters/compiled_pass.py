@@ -1,6 +1,8 @@
-"""An EAGLE-3 head on compiled CPU kernels, fp32: a pass is one call, and so is the growth of a whole tree.
+"""An EAGLE-3 head on compiled CPU kernels: a pass is one call, and so is the growth of a whole tree.
 
-Owns its KV cache; the formula is `head.py`'s, the kernels are `native/head.py` and `native/tree.py`.
+Its matrices are kept in bf16, as heads are published: every level of a tree reads all of them, and that is what a level
+costs. The sums are fp32. Owns its KV cache; the formula is `head.py`'s, the kernels are `native/head.py` and
+`native/tree.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from torch import Tensor
 from moespec.config import TreeConfig
 from moespec.drafters.head import Eagle3Head
 from moespec.drafters.passes import KeysAndValues, Rows, joined, rope_table
-from moespec.native import array, load_kernels, use_threads
+from moespec.native import array, half_array, load_kernels, use_threads
 from moespec.tree import NUM_ALTERNATIVES, num_asked
 from moespec.types import DraftTree
 
@@ -31,13 +33,13 @@ class CompiledPass:
         self._weights = (
             array(torch.stack([norm.weight for norm in norms])),
             config.rms_norm_eps,
-            array(joined(attention.q_proj, attention.k_proj, attention.v_proj)),
+            half_array(joined(attention.q_proj, attention.k_proj, attention.v_proj)),
             np.empty((config.num_attention_heads + config.num_key_value_heads, 0), np.float32),
-            *(array(attention.o_proj.weight), array(joined(mlp.gate_proj, mlp.up_proj))),
-            array(mlp.down_proj.weight),
+            *(half_array(attention.o_proj.weight), half_array(joined(mlp.gate_proj, mlp.up_proj))),
+            half_array(mlp.down_proj.weight),
         )
-        self._final = array(head.norm.weight), array(head.lm_head.weight)
-        self._fc = array(head.fc.weight)
+        self._final = array(head.norm.weight), half_array(head.lm_head.weight)
+        self._fc = half_array(head.fc.weight)
         assert head.embeddings is not None
         self._embeddings = head.embeddings.contiguous().numpy()
         vocab_map = head.draft_ids()

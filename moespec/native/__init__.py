@@ -14,7 +14,7 @@ from torch import Tensor
 
 @functools.cache
 def load_kernels() -> SimpleNamespace | None:
-    """The modules `layers`, `experts`, `routing`, `decoder`, `head` and `tree`; None where numba is not installed.
+    """The modules of this package by name; None where numba is not installed.
 
     Importing takes a second and the very first call of a kernel compiles it: call this where kernels are really wanted.
     """
@@ -30,10 +30,11 @@ def load_kernels() -> SimpleNamespace | None:
         str(folder / "__pycache__" / hashlib.sha256(sources).hexdigest()[:12]),
     )
     try:
-        from moespec.native import decoder, experts, head, layers, routing, tree
+        from moespec.native import attention, decoder, experts, head, layers, routing, tree
     finally:
         numba.config.CACHE_DIR = before
-    return SimpleNamespace(layers=layers, experts=experts, routing=routing, decoder=decoder, head=head, tree=tree)
+    modules = (layers, attention, experts, routing, decoder, head, tree)
+    return SimpleNamespace(**{module.__name__.rpartition(".")[2]: module for module in modules})
 
 
 def use_threads() -> None:
@@ -46,3 +47,8 @@ def use_threads() -> None:
 def array(weight: Tensor) -> np.ndarray:
     """A weight as a kernel takes it: C order, over the same memory where it already is."""
     return weight.detach().contiguous().numpy()
+
+
+def half_array(weight: Tensor) -> np.ndarray:
+    """A weight rounded to bf16 as a kernel takes it: its bits in uint16, half of what there is to read."""
+    return weight.detach().to(torch.bfloat16).contiguous().view(torch.uint16).numpy()

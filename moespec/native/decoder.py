@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from moespec.native.attention import attention
 from moespec.native.experts import experts
-from moespec.native.layers import FAST, attention, linear, unit_rows
+from moespec.native.layers import FAST, linear, unit_rows
 from moespec.native.routing import plan, route
 
 

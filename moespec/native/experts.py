@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from moespec.native.layers import FAST, silu, two_by_four, two_rows
+from moespec.native.layers import FAST, products, silu, two_by_four, two_by_one, two_by_two
 
 
 @njit(**FAST)
@@ -52,27 +52,13 @@ def _gate_up(x, rows, first, last, weight, hidden):
             for j in range(4):
                 hidden[pair + j, o] = silu(sums[j]) * sums[4 + j]
             pair += 4
-        while pair < last:
-            g, u = two_rows(x, rows[pair], gate, up)
-            hidden[pair, o] = silu(g) * u
-            pair += 1
-
-
-@njit(**FAST)
-def _down(hidden, first, last, weight, out):
-    """out[pair] = weight hidden[pair] for the pairs of one expert. weight [D, I] with an even D"""
-    for o in range(0, weight.shape[0], 2):
-        w0, w1 = weight[o], weight[o + 1]
-        pair = first
-        while pair + 4 <= last:
-            sums = two_by_four(hidden, pair, pair + 1, pair + 2, pair + 3, w0, w1)
-            for j in range(4):
-                out[pair + j, o] = sums[j]
-                out[pair + j, o + 1] = sums[4 + j]
-            pair += 4
-        while pair < last:
-            out[pair, o], out[pair, o + 1] = two_rows(hidden, pair, w0, w1)
-            pair += 1
+        if pair + 2 <= last:
+            g0, g1, u0, u1 = two_by_two(x, rows[pair], rows[pair + 1], gate, up)
+            hidden[pair, o], hidden[pair + 1, o] = silu(g0) * u0, silu(g1) * u1
+            pair += 2
+        if pair < last:
+            g0, u0 = two_by_one(x, rows[pair], gate, up)
+            hidden[pair, o] = silu(g0) * u0
 
 
 @njit(parallel=True, **FAST)
@@ -90,7 +76,7 @@ def experts(x, ids, weights, gate_up, down):
         expert = active[number]
         first, last = starts[expert], starts[expert + 1]
         _gate_up(x, rows, first, last, gate_up[expert], hidden)
-        _down(hidden, first, last, down[expert], outputs)
+        products(hidden[first:last], down[expert], 0, down.shape[1], outputs[first:last])
     total = np.zeros_like(x)
     for row in range(x.shape[0]):
         for slot in range(ids.shape[1]):

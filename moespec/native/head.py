@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from moespec.native.layers import FAST, F, attention, exp, linear, silu, unit_rows
+from moespec.native.attention import attention
+from moespec.native.layers import FAST, F, exp, linear, silu, unit_rows
 
 
 @njit(**FAST)

@@ -38,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--generate-minutes", type=float, default=4.0, help="sampling of the target's own answers")
-    parser.add_argument("--unroll", type=int, default=5)
+    parser.add_argument("--unroll", type=int, default=7, help="steps of the training-time test")
     parser.add_argument("--draft-vocab", type=int, default=2048, help="the most frequent tokens, which may be drafted")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--init", type=Path, help="start from this head instead of a fresh one")
+    parser.add_argument("--init", type=Path, help="start from this head and from the tokens it drafts")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -102,9 +102,13 @@ class DrafterTrainer:
         config = head_config(model, args.draft_vocab)
         self.target = FrozenTarget(model, config.tap_layers)
         self.head = Eagle3Head(config)
+        start = _start_head(args.init, config, model.config.num_hidden_layers)
         if self.head.d2t is not None:
-            self.head.draft_only(frequent_tokens(MixedStream(documents, renderer, args.seed), config.draft_vocab_size))
-        self._initialise(model.get_output_embeddings().weight.detach().cpu())
+            ids_V = None if start is None else start.draft_ids()
+            if ids_V is None:
+                ids_V = frequent_tokens(MixedStream(documents, renderer, args.seed), config.draft_vocab_size)
+            self.head.draft_only(ids_V)
+        self._initialise(model.get_output_embeddings().weight.detach().cpu(), start)
         self.head = self.head.to(args.device)
         self.head.embeddings = model.get_input_embeddings().weight.detach()
         self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01)
@@ -113,19 +117,16 @@ class DrafterTrainer:
         if args.resume:
             self._restore()
 
-    def _initialise(self, output_VD: Tensor) -> None:
+    def _initialise(self, output_VD: Tensor, start: Eagle3Head | None) -> None:
         """The rows of the target's output layer for `lm_head`, or all weights of the head to start from."""
         ids_V = self.head.draft_ids()
         rows = slice(None) if ids_V is None else ids_V
         self.head.lm_head.weight.data.copy_(output_VD[rows])
-        if self.args.init is None:
+        if start is None:
             return
-        start = load_head(self.args.init, self.target.model.config.num_hidden_layers)
         weights = {name: tensor for name, tensor in start.state_dict().items() if name not in ("d2t", "t2d")}
         if start.d2t is None:
             weights["lm_head.weight"] = weights["lm_head.weight"][rows]
-        elif self.head.d2t is None or not torch.equal(start.d2t, self.head.d2t):
-            raise ValueError(f"{self.args.init} drafts other tokens than the most frequent of this data.")
         self.head.load_state_dict(weights, strict=False)
 
     def checkpoint(self) -> None:
@@ -196,6 +197,17 @@ class DrafterTrainer:
         }
         (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         write_manifest(folder)
+
+
+def _start_head(folder: Path | None, config: Eagle3Config, num_layers: int) -> Eagle3Head | None:
+    """The head to go on from. ValueError where it drafts another number of tokens, unless it drafts them all."""
+    if folder is None:
+        return None
+    start = load_head(folder, num_layers)
+    size = start.config.draft_vocab_size
+    if start.d2t is not None and size != config.draft_vocab_size:
+        raise ValueError(f"{folder} drafts {size} tokens: give --draft-vocab {size} to go on from it.")
+    return start
 
 
 def run(args: argparse.Namespace) -> int:

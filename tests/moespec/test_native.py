@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from moespec import BudgetConfig, Engine
 from moespec.budget import MoESpec
 from moespec.models import find_moe_layers
-from moespec.native import load_kernels
+from moespec.native import half_array, load_kernels
 from moespec.routing import FAMILIES
 from tests.conftest import tiny_model
 from tests.moespec.test_engine import OwnPolicy, planted_engine, prompt, reference_ids, run
@@ -38,6 +38,9 @@ def test_a_product_is_the_product(num_rows, num_out):
     x_TD, weight_OD = torch.randn(num_rows, 33), torch.randn(num_out, 33)
     expected_TO = x_TD.double() @ weight_OD.double().T
     torch.testing.assert_close(call(KERNELS.layers.linear, x_TD, weight_OD).double(), expected_TO, atol=1e-4, rtol=1e-4)
+    half_OD = weight_OD.bfloat16()
+    actual_TO = torch.from_numpy(KERNELS.layers.linear(x_TD.numpy(), half_array(weight_OD)))
+    torch.testing.assert_close(actual_TO.double(), x_TD.double() @ half_OD.double().T, atol=1e-4, rtol=1e-4)
 
 
 def test_rows_are_normalised_as_rms_norm_does():
@@ -105,7 +108,7 @@ def test_attention_is_attention_and_writes_its_own_rows_only(place, heads, with_
     expected_TD, new_keys, new_values = brute_force_attention(*doubles, start, visible_TS, 0.3)
     wanted_keys, wanted_values = keys.clone(), values.clone()
     places = (start, start if num_free is None else num_free)
-    out_TD = call(KERNELS.layers.attention, x_TD, qkv, norms, EPS, out, *turns, keys, values, *places, seen, 0.3)
+    out_TD = call(KERNELS.attention.attention, x_TD, qkv, norms, EPS, out, *turns, keys, values, *places, seen, 0.3)
     torch.testing.assert_close(out_TD.double(), expected_TD, atol=1e-3, rtol=1e-4)
     for stored, wanted, new in ((keys, wanted_keys, new_keys), (values, wanted_values, new_values)):
         torch.testing.assert_close(stored[:, start:end].double(), new, atol=1e-4, rtol=1e-4)
@@ -119,7 +122,7 @@ def test_a_key_that_is_not_seen_is_not_felt_however_alike():
     keys, values = torch.zeros(2, 1, num_rows, size)
     turns, own = (torch.ones(num_rows, size), torch.zeros(num_rows, size)), torch.eye(num_rows, dtype=torch.bool)
     arguments = (x_TD, qkv, torch.zeros(2, 0), EPS, out, *turns, keys, values, 0, 0, own, 1.0)
-    out_TD = call(KERNELS.layers.attention, *arguments)
+    out_TD = call(KERNELS.attention.attention, *arguments)
     torch.testing.assert_close(out_TD, x_TD @ qkv[-size:].T, atol=1e-3, rtol=1e-4)
 
 

@@ -70,8 +70,17 @@ def test_a_short_run_writes_a_head_that_drafts(tmp_path):
     arguments = ["--target", str(EMBEDDED_TARGET), "--data", str(data), "--out", str(tmp_path / "head")]
     arguments += ["--work", str(tmp_path / "work"), "--tokens", "2048", "--generate-minutes", "0.02", "--unroll", "1"]
     assert drafter.run(parser.parse_args([*arguments, "--draft-vocab", "512", "--device", "cpu"])) == 0
-    assert load_head(tmp_path / "head", 8).config.draft_vocab_size == 512
+    first = load_head(tmp_path / "head", 8)
+    assert first.config.draft_vocab_size == 512
     assert (tmp_path / "work" / "own-answers.jsonl").read_text()
     engine = Engine.from_pretrained(EMBEDDED_TARGET, tmp_path / "head")
     *_, last = engine.generate("Hello!")
     assert last.summary.lossless and last.summary.token_ids
+    # Another run from it, on other data, drafts the same tokens.
+    going_on = [*arguments, "--init", str(tmp_path / "head"), "--seed", "5", "--device", "cpu"]
+    (data / "train.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents[:20]))
+    trainer = drafter.DrafterTrainer(parser.parse_args([*going_on, "--draft-vocab", "512"]))
+    assert torch.equal(trainer.head.draft_ids(), first.draft_ids())
+    torch.testing.assert_close(trainer.head.fc.weight, first.fc.weight)
+    with pytest.raises(ValueError, match="--draft-vocab 512"):
+        drafter.DrafterTrainer(parser.parse_args([*going_on, "--draft-vocab", "256"]))
