@@ -84,12 +84,20 @@ class Renderer:
 
 
 class MixedStream:
-    """An endless stream of documents, every group at its share of the tokens. Its state is small and picklable."""
+    """An endless stream of documents, every group at its share of the tokens. Its state is small and picklable.
+
+    Own tasks come from the training side of their split, or from the other where the documents are `held_out`.
+    """
 
     def __init__(
-        self, documents: list[dict], renderer: Renderer, seed: int, shares: dict[str, float] | None = None
+        self,
+        documents: list[dict],
+        renderer: Renderer,
+        seed: int,
+        shares: dict[str, float] | None = None,
+        held_out: bool = False,
     ) -> None:
-        self._renderer = renderer
+        self._renderer, self._held_out = renderer, held_out
         self._shares = SHARES if shares is None else shares
         self._seed = seed
         self._by_source: dict[str, list[dict]] = {}
@@ -149,7 +157,7 @@ class MixedStream:
         group = max(self._shares, key=lambda name: self._shares[name] - self._group_tokens[name] / total)
         is_task = group == "tasks" or group not in self._choices
         if is_task:
-            task = generate_task(self.rng)
+            task = generate_task(self.rng, held_out=self._held_out)
             source, document = f"task: {task.family}", {"messages": task.messages}
         else:
             source = self.rng.choices(*self._choices[group])[0]
@@ -173,20 +181,10 @@ class MixedStream:
 
 def held_out_batches(
     documents: list[dict], renderer: Renderer, seed: int, length: int, num_sequences: int
-) -> Iterator[tuple[str, Tensor]]:
-    """(group, token ids [num_sequences, length + 1]) of held-out documents and tasks, the same for every call."""
+) -> Iterator[tuple[str, Batch]]:
+    """(group, sequences) of held-out documents and tasks, the same for every call."""
+    groups = {document["group"] for document in documents} | {"tasks"}
     for group in SHARES:
-        rng = random.Random(f"{seed}:{group}")
-        ids: list[int] = []
-        pool = [document for document in documents if document["group"] == group]
-        while len(ids) <= num_sequences * length:
-            if group == "tasks":
-                document = {"messages": generate_task(rng, held_out=True).messages}
-            elif pool:
-                document = rng.choice(pool)
-            else:
-                break
-            ids += renderer(document)[0]
-        if ids:
-            starts = torch.arange(num_sequences)[:, None] * length + torch.arange(length + 1)
-            yield group, torch.tensor(ids)[starts]
+        if group in groups:
+            stream = MixedStream(documents, renderer, seed, {group: 1.0}, held_out=True)
+            yield group, stream.batch(num_sequences, length)

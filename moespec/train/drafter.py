@@ -174,13 +174,12 @@ class DrafterTrainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, list[float]]:
-        """Top-1 agreement with the target by unrolled step, per group of held-out documents."""
+        """Top-1 agreement with the target by unrolled step, where assistants speak, per group of held-out documents."""
         figures = {}
-        for group, ids_BS in self.held_out:
-            ids_BS = ids_BS.to(self.args.device)
+        for group, batch in self.held_out:
+            ids_BS, said_BS = batch.ids_BS.to(self.args.device), batch.said_BS.to(self.args.device)
             features_BSF, logits_BSV = self.target(ids_BS)
-            ones_BS = torch.ones_like(ids_BS, dtype=torch.float32)
-            _, agreement = unrolled_loss(self.head, ids_BS, features_BSF, logits_BSV, ones_BS, self.args.unroll)
+            _, agreement = unrolled_loss(self.head, ids_BS, features_BSF, logits_BSV, said_BS.float(), self.args.unroll)
             figures[group] = [round(value, 4) for value in agreement]
         return figures
 

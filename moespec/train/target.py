@@ -127,13 +127,15 @@ class TargetTrainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Held-out loss per group and how concentrated routing is."""
+        """Held-out loss per group, of tasks on their answers, and how concentrated routing is."""
         figures: dict[str, float] = {}
         logits_by_group: list[list[Tensor]] = []
-        for group, ids_BS in self.held_out:
+        for group, batch in self.held_out:
+            ids_BS = batch.ids_BS.to(self.args.device)
+            weights_BS = loss_weights(batch, assistant_only=False).to(self.args.device)
             with autocast(self.args.device):
-                logits_BSV = self.model(ids_BS[:, :-1].to(self.args.device), use_cache=False).logits
-            figures[f"loss_{group}"] = round(next_token_loss(logits_BSV, ids_BS[:, 1:], None).item(), 4)
+                logits_BSV = self.model(ids_BS[:, :-1], use_cache=False).logits
+            figures[f"loss_{group}"] = round(next_token_loss(logits_BSV, ids_BS[:, 1:], weights_BS[:, 1:]).item(), 4)
             logits_by_group.append(self.tap.take())
         by_layer = [torch.cat(layer) for layer in zip(*logits_by_group, strict=True)]
         return figures | concentration(by_layer, self.model.config.num_experts_per_tok)
@@ -173,11 +175,9 @@ def loss_weights(batch: Batch, assistant_only: bool) -> Tensor:
     return torch.where(batch.of_task_BS, TASK_ANSWER_WEIGHT * batch.said_BS, others_BS)
 
 
-def next_token_loss(logits_BSV: Tensor, targets_BS: Tensor, weights_BS: Tensor | None) -> Tensor:
-    """Cross-entropy in nats, the mean weighted by `weights_BS` (None: every token counts the same)."""
+def next_token_loss(logits_BSV: Tensor, targets_BS: Tensor, weights_BS: Tensor) -> Tensor:
+    """Cross-entropy in nats, the mean over tokens weighted by `weights_BS`."""
     losses_N = F.cross_entropy(logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), reduction="none")
-    if weights_BS is None:
-        return losses_N.mean()
     return (losses_N * weights_BS.flatten()).sum() / weights_BS.sum().clamp(min=1)
 
 
