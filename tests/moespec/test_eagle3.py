@@ -26,6 +26,7 @@ def tiny_head(**options) -> Eagle3Head:
     for parameter in head.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
+            parameter.data = parameter.data.bfloat16().float()  # as heads are published; the compiled pass keeps bf16
     head.embeddings = torch.randn(config.vocab_size, config.hidden_size)
     return head
 

@@ -30,7 +30,6 @@ def head_of(options: dict):
     for parameter in head.parameters():
         if parameter.dim() == 1:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)  # three norms that are told apart
-        parameter.data = parameter.data.bfloat16().float()  # what the compiled pass keeps
     if "draft_vocab_size" in options:
         head.draft_only(SMALL_VOCAB[: options["draft_vocab_size"]])
     return head
