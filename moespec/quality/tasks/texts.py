@@ -65,7 +65,7 @@ def to_json(rng: random.Random) -> Task:
         "Write this as a sentence: {j}",
         "Say it in a sentence: {j}",
         "Turn this JSON into a sentence: {j}",
-        j=packed.replace("{", "{").replace("}", "}"),
+        j=packed,
     )
     return Task("json", f"from {name} {age} {city}", question, sentence, sentence)
 
