@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from moespec.native.layers import FAST, F, dot, exp, linear, products
+from moespec.native.layers import FAST, F, dot, exp, linear, mixes, products
 
 BLOCK = 4  # queries per task, or those of one row where they are more
 LEAST = F(-1e30)  # instead of an infinity, which fast arithmetic may assume away
@@ -53,26 +53,6 @@ def _shares(scores, scale):
 
 
 @njit(**FAST)
-def _mix(shares, values, out):
-    """out [Q, d] = shares [Q, S] values [S, d], four values at a time."""
-    num_keys, size = shares.shape[1], out.shape[1]
-    for j in range(shares.shape[0]):
-        mixed, row = out[j], shares[j]
-        mixed[:] = F(0)
-        s = 0
-        while s + 4 <= num_keys:
-            a, b, c, d = row[s], row[s + 1], row[s + 2], row[s + 3]
-            v0, v1, v2, v3 = values[s], values[s + 1], values[s + 2], values[s + 3]
-            for i in range(size):
-                mixed[i] += a * v0[i] + b * v1[i] + c * v2[i] + d * v3[i]
-            s += 4
-        while s < num_keys:
-            for i in range(size):
-                mixed[i] += row[s] * values[s, i]
-            s += 1
-
-
-@njit(**FAST)
 def _attend(queries, keys, values, num_free, seen, scale, out):
     """out [Q, d] over the first `num_free` of keys [S, d] and those of the rest that a query's row of `seen` shows."""
     num_keys = keys.shape[0]
@@ -84,7 +64,7 @@ def _attend(queries, keys, values, num_free, seen, scale, out):
             if not seen[j // group, s - num_free]:
                 scores[j, s] = LEAST
         _shares(scores[j], scale)
-    _mix(scores, values, out)
+    mixes(scores, values, out)
 
 
 # Copies of parts of arrays are kept out of `attention`: inside a parallel kernel each would be a parallel region.

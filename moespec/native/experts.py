@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from moespec.native.layers import FAST, products, silu, two_by_four, two_by_one, two_by_two
+from moespec.native.layers import FAST, products, silu
 
 
 @njit(**FAST)
@@ -41,24 +41,19 @@ def _by_expert(ids, weights, num_experts):
 
 
 @njit(**FAST)
-def _gate_up(x, rows, first, last, weight, hidden):
-    """hidden[pair] = silu(gate) up for the pairs of one expert. weight [2 I, D], gates before ups."""
-    width = hidden.shape[1]
-    for o in range(width):
-        gate, up = weight[o], weight[width + o]
-        pair = first
-        while pair + 4 <= last:
-            sums = two_by_four(x, rows[pair], rows[pair + 1], rows[pair + 2], rows[pair + 3], gate, up)
-            for j in range(4):
-                hidden[pair + j, o] = silu(sums[j]) * sums[4 + j]
-            pair += 4
-        if pair + 2 <= last:
-            g0, g1, u0, u1 = two_by_two(x, rows[pair], rows[pair + 1], gate, up)
-            hidden[pair, o], hidden[pair + 1, o] = silu(g0) * u0, silu(g1) * u1
-            pair += 2
-        if pair < last:
-            g0, u0 = two_by_one(x, rows[pair], gate, up)
-            hidden[pair, o] = silu(g0) * u0
+def _feed_forward(x, rows, gate_up, down, out):
+    """out [N, D]: the FFN of one expert on these rows of x [T, D]. gate_up [2 I, D], gates before ups."""
+    num_rows, width = rows.shape[0], down.shape[1]
+    own = np.empty((num_rows, x.shape[1]), np.float32)
+    gates = np.empty((num_rows, 2 * width), np.float32)
+    hidden = np.empty((num_rows, width), np.float32)
+    for n in range(num_rows):
+        own[n] = x[rows[n]]
+    products(own, gate_up, 0, 2 * width, gates)
+    for n in range(num_rows):
+        for i in range(width):
+            hidden[n, i] = silu(gates[n, i]) * gates[n, width + i]
+    products(hidden, down, 0, down.shape[0], out)
 
 
 @njit(parallel=True, **FAST)
@@ -70,13 +65,11 @@ def experts(x, ids, weights, gate_up, down):
     num_experts = gate_up.shape[0]
     starts, rows, places = _by_expert(ids, weights, num_experts)
     active = np.nonzero(starts[1:] - starts[:-1])[0]
-    hidden = np.empty((rows.shape[0], down.shape[2]), np.float32)
     outputs = np.empty((rows.shape[0], x.shape[1]), np.float32)
     for number in prange(active.shape[0]):
         expert = active[number]
         first, last = starts[expert], starts[expert + 1]
-        _gate_up(x, rows, first, last, gate_up[expert], hidden)
-        products(hidden[first:last], down[expert], 0, down.shape[1], outputs[first:last])
+        _feed_forward(x, rows[first:last], gate_up[expert], down[expert], outputs[first:last])
     total = np.zeros_like(x)
     for row in range(x.shape[0]):
         for slot in range(ids.shape[1]):

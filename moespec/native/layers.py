@@ -9,8 +9,8 @@ Letters as in `types.py`; O outputs.
 | `linear`     | x [T, D], weight [O, D]                        | [T, O]                           |
 | `unit_rows`  | x [T, D], weight [D]                           | [T, D], RMS-normalised           |
 
-Each weight row is read once for all rows of x, four at a time; threads split weight rows, and every sum has a fixed
-order, so the same input gives the same bits.
+Each weight row is read once for all rows of x; threads split weight rows, and every sum has a fixed order, so the same
+input gives the same bits.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
+
+from moespec.native.tiles import DEPTH, LANES, dots_1, dots_2, dots_4, mix_1, mix_2, mix_4
 
 F = np.float32
 CHUNK = 32  # weight rows per task
@@ -63,73 +65,55 @@ def dot(a, b):
 
 
 @njit(**FAST)
-def two_by_one(x, row, w0, w1):
-    """(x[row] . w0, x[row] . w1)"""
-    x0 = x[row]
-    a = F(0)
-    b = F(0)
-    for i in range(w0.shape[0]):
-        a += widen(w0[i]) * x0[i]
-        b += widen(w1[i]) * x0[i]
-    return a, b
-
-
-@njit(**FAST)
-def two_by_two(x, r0, r1, w0, w1):
-    """The products of two rows of x with two weight rows."""
-    x0, x1 = x[r0], x[r1]
-    a0 = a1 = b0 = b1 = F(0)
-    for i in range(w0.shape[0]):
-        u = widen(w0[i])
-        v = widen(w1[i])
-        a0 += u * x0[i]
-        a1 += u * x1[i]
-        b0 += v * x0[i]
-        b1 += v * x1[i]
-    return a0, a1, b0, b1
-
-
-@njit(**FAST)
-def two_by_four(x, r0, r1, r2, r3, w0, w1):
-    """The products of four rows of x with two weight rows: eight sums that stay in registers."""
-    x0, x1, x2, x3 = x[r0], x[r1], x[r2], x[r3]
-    a0 = a1 = a2 = a3 = F(0)
-    b0 = b1 = b2 = b3 = F(0)
-    for i in range(w0.shape[0]):
-        u = widen(w0[i])
-        v = widen(w1[i])
-        a0 += u * x0[i]
-        a1 += u * x1[i]
-        a2 += u * x2[i]
-        a3 += u * x3[i]
-        b0 += v * x0[i]
-        b1 += v * x1[i]
-        b2 += v * x2[i]
-        b3 += v * x3[i]
-    return a0, a1, a2, a3, b0, b1, b2, b3
-
-
-@njit(**FAST)
 def products(x, weight, first, end, y):
-    """y[:, first:end] = x weight[first:end]^T, for the rows [T, D] of x; y [T, O]."""
-    num_rows = x.shape[0]
-    for o in range(first, end - 1, 2):
-        w0, w1 = weight[o], weight[o + 1]
+    """y[:, first:end] = x weight[first:end]^T, for the rows [T, D] of x; y [T, O].
+
+    Rows of weights are taken in pairs half the matrix apart: the processor fetches ahead of two streams that are in
+    different pages; neighbours come from memory a third slower.
+    """
+    num_rows, depth = x.shape
+    if depth % DEPTH:
+        for o in range(first, end):
+            for row in range(num_rows):
+                y[row, o] = dot(x[row], weight[o])
+        return
+    half = (end - first + 1) // 2
+    for o in range(first, first + half):
+        columns = (o, min(half, end - 1 - o))  # of an odd number one pair is met again, or is one row twice
         row = 0
         while row + 4 <= num_rows:
-            sums = two_by_four(x, row, row + 1, row + 2, row + 3, w0, w1)
-            for j in range(4):
-                y[row + j, o] = sums[j]
-                y[row + j, o + 1] = sums[4 + j]
+            dots_4(x, row, weight, y, columns)
             row += 4
         if row + 2 <= num_rows:
-            y[row, o], y[row + 1, o], y[row, o + 1], y[row + 1, o + 1] = two_by_two(x, row, row + 1, w0, w1)
+            dots_2(x, row, weight, y, columns)
             row += 2
         if row < num_rows:
-            y[row, o], y[row, o + 1] = two_by_one(x, row, w0, w1)
-    if (end - first) % 2:
+            dots_1(x, row, weight, y, columns)
+
+
+@njit(**FAST)
+def mixes(x, weight, y):
+    """y [T, O] = x [T, S] weight [S, O]."""
+    (num_rows, num_inner), num_out = x.shape, y.shape[1]
+    width = 2 * LANES
+    if num_out < width:
+        y[:] = F(0)
         for row in range(num_rows):
-            y[row, end - 1] = dot(x[row], weight[end - 1])
+            for s in range(num_inner):
+                for o in range(num_out):
+                    y[row, o] += x[row, s] * weight[s, o]
+        return
+    for first in range(0, num_out, width):
+        columns = (min(first, num_out - width),)  # the last tile may repeat some of the one before
+        row = 0
+        while row + 4 <= num_rows:
+            mix_4(x, row, weight, y, columns)
+            row += 4
+        if row + 2 <= num_rows:
+            mix_2(x, row, weight, y, columns)
+            row += 2
+        if row < num_rows:
+            mix_1(x, row, weight, y, columns)
 
 
 @njit(parallel=True, **FAST)

@@ -33,14 +33,26 @@ def call(kernel, *arguments):
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 4, 9])  # one, below, at and beyond the four rows that are taken at once
-@pytest.mark.parametrize("num_out", [2, 64, 97])  # one pair, two whole tasks, a task that ends on half a pair
-def test_a_product_is_the_product(num_rows, num_out):
-    x_TD, weight_OD = torch.randn(num_rows, 33), torch.randn(num_out, 33)
+@pytest.mark.parametrize("num_out", [1, 2, 64, 97])  # half a pair, one, two whole tasks, a task that is half a pair
+@pytest.mark.parametrize("depth", [33, 64])  # without and with tiles
+def test_a_product_is_the_product(num_rows, num_out, depth):
+    x_TD, weight_OD = torch.randn(num_rows, depth), torch.randn(num_out, depth)
     expected_TO = x_TD.double() @ weight_OD.double().T
     torch.testing.assert_close(call(KERNELS.layers.linear, x_TD, weight_OD).double(), expected_TO, atol=1e-4, rtol=1e-4)
     half_OD = weight_OD.bfloat16()
     actual_TO = torch.from_numpy(KERNELS.layers.linear(x_TD.numpy(), half_array(weight_OD)))
     torch.testing.assert_close(actual_TO.double(), x_TD.double() @ half_OD.double().T, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 4, 9])
+@pytest.mark.parametrize("num_out", [8, 16, 37])  # below a tile, one, two whole ones and a part
+def test_a_mixture_of_rows_is_the_product_and_stays_inside_its_array(num_rows, num_out):
+    shares_TS, values_SO = torch.randn(num_rows, 13), torch.randn(13, num_out)
+    out_TO = torch.full((num_rows + 1, num_out), 7.0)
+    KERNELS.layers.mixes(shares_TS.numpy(), values_SO.numpy(), out_TO[:num_rows].numpy())
+    expected_TO = shares_TS.double() @ values_SO.double()
+    torch.testing.assert_close(out_TO[:num_rows].double(), expected_TO, atol=1e-4, rtol=1e-4)
+    assert (out_TO[num_rows] == 7).all()
 
 
 def test_rows_are_normalised_as_rms_norm_does():
@@ -90,8 +102,9 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])  # none shared, groups of two, one for all
 @pytest.mark.parametrize("with_norms", [False, True])
-def test_attention_is_attention_and_writes_its_own_rows_only(place, heads, with_norms):
-    (num_rows, start, num_free), (num_q, num_kv), size, width = place, heads, 8, 12
+@pytest.mark.parametrize("size", [8, 32])  # without and with tiles
+def test_attention_is_attention_and_writes_its_own_rows_only(place, heads, with_norms, size):
+    (num_rows, start, num_free), (num_q, num_kv), width = place, heads, 12
     end, capacity = start + num_rows, 20
     x_TD, out = torch.randn(num_rows, width), torch.randn(width, num_q * size)
     qkv, norms = torch.randn((num_q + 2 * num_kv) * size, width), torch.randn(num_q + num_kv, size * with_norms)
@@ -127,7 +140,7 @@ def test_a_key_that_is_not_seen_is_not_felt_however_alike():
 
 
 # (rows, width, expert width): one pair per expert, then more than four; an odd expert width
-@pytest.mark.parametrize("shape", [(1, 32, 16), (40, 32, 16), (9, 34, 17)])
+@pytest.mark.parametrize("shape", [(1, 32, 16), (40, 32, 32), (9, 34, 17)])
 def test_experts_equal_brute_force_and_read_no_dropped_one(shape):
     num_rows, width, inner = shape
     experts = SimpleNamespace(gate_up_proj=torch.randn(6, 2 * inner, width), down_proj=torch.randn(6, width, inner))
