@@ -18,7 +18,8 @@ from moespec.native.layers import FAST, products, silu
 
 @njit(**FAST)
 def _by_expert(ids, weights, num_experts):
-    """Surviving (row, slot) pairs by expert: first pair of each expert [E + 1], their rows [N], places [T, K]."""
+    """Surviving (row, slot) pairs by expert: experts that have any [A], first pair of each [E + 1], the pairs' rows [N],
+    and each pair's place [T, K]."""
     starts = np.zeros(num_experts + 1, np.int64)
     num_rows, top_k = ids.shape
     for row in range(num_rows):
@@ -37,7 +38,7 @@ def _by_expert(ids, weights, num_experts):
                 rows[filled[expert]] = row
                 places[row, slot] = filled[expert]
                 filled[expert] += 1
-    return starts, rows, places
+    return np.nonzero(starts[1:] - starts[:-1])[0], starts, rows, places
 
 
 @njit(**FAST)
@@ -62,9 +63,7 @@ def experts(x, ids, weights, gate_up, down):
 
     gate_up [E, 2 I, D], down [E, D, I]: each expert's weights come from memory once for all its rows.
     """
-    num_experts = gate_up.shape[0]
-    starts, rows, places = _by_expert(ids, weights, num_experts)
-    active = np.nonzero(starts[1:] - starts[:-1])[0]
+    active, starts, rows, places = _by_expert(ids, weights, gate_up.shape[0])
     outputs = np.empty((rows.shape[0], x.shape[1]), np.float32)
     for number in prange(active.shape[0]):
         expert = active[number]

@@ -25,6 +25,7 @@ from moespec.native.tiles import DEPTH, LANES, dots_1, dots_2, dots_4, mix_1, mi
 
 F = np.float32
 CHUNK = 32  # weight rows per task
+ALONE = 150_000  # products that one thread has done before a second has begun
 
 FAST: Any = {"fastmath": True, "cache": True}
 
@@ -121,6 +122,9 @@ def linear(x, weight):
     """y [T, O] = x [T, D] weight^T [D, O]."""
     num_out = weight.shape[0]
     y = np.empty((x.shape[0], num_out), np.float32)
+    if x.size * num_out < ALONE:
+        products(x, weight, 0, num_out, y)
+        return y
     for chunk in prange((num_out + CHUNK - 1) // CHUNK):
         products(x, weight, chunk * CHUNK, min(num_out, (chunk + 1) * CHUNK), y)
     return y
