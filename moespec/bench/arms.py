@@ -87,7 +87,9 @@ def _speculative(name: str, tree: TreeConfig) -> Arm:
     parts = set(filter(None, score.split("+")))
     understood = method == "moe-spec" and budget.isdecimal() and name.count(":") <= 3
     if not understood or parts - {"natural", "depth", "path", "root"}:
-        raise ValueError("use transformers, plain, eagle3 or moe-spec:POLICY:BUDGET[:natural+depth+path+root].")
+        raise ValueError(
+            "use transformers, plain, eagle3 or moe-spec:POLICY:BUDGET[:natural+depth+path+root], joined by spaces."
+        )
     return Arm(
         name,
         tree,

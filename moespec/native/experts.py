@@ -18,8 +18,8 @@ from moespec.native.layers import FAST, products, silu
 
 @njit(**FAST)
 def _by_expert(ids, weights, num_experts):
-    """Surviving (row, slot) pairs by expert: experts that have any [A], first pair of each [E + 1], the pairs' rows [N],
-    and each pair's place [T, K]."""
+    """Surviving (row, slot) pairs by expert: experts that have any [A], first pair of each [E + 1], rows of the pairs
+    [N], and each pair's place [T, K]."""
     starts = np.zeros(num_experts + 1, np.int64)
     num_rows, top_k = ids.shape
     for row in range(num_rows):

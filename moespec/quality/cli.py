@@ -20,12 +20,13 @@ from moespec.config import BudgetConfig
 from moespec.drafters.eagle3 import Eagle3Drafter
 from moespec.engine import Engine
 from moespec.integrity import tokenizer_sha256
-from moespec.quality.frontier import frontier_figure, write_page
+from moespec.quality.frontier import frontier_figure, plotly_script, write_page
 from moespec.quality.items import Item, file_items, own_items
 from moespec.quality.results import Results, weights_sha256
+from moespec.quality.scorers import score
 from moespec.quality.summary import recommended, summarise
 from moespec.quality.table import table
-from moespec.quality.trials import TEXTS, Setting, Text, answers, read_texts, readings
+from moespec.quality.trials import TEXTS, Setting, Text, answers, check_lengths, read_texts, readings
 
 _T = TypeVar("_T", Item, Text)
 BUDGETS = (8, 12, 16, 20, 24, 32, 40, 48)
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arms", metavar="LIST", help="names joined by spaces; default: every budget and policy")
     parser.add_argument("--per-family", type=int, default=100, metavar="N", help="own tasks of each family")
     parser.add_argument("--tasks-dir", type=Path, metavar="DIR", help="benchmark files instead of the own tasks")
-    parser.add_argument("--bad-lines", choices=("stop", "skip"), default="stop", help="of a benchmark file")
+    parser.add_argument("--bad-lines", choices=("stop", "skip"), default="stop", help="or questions too long to ask")
     parser.add_argument(
         "--limit", type=int, metavar="N", help="use the first N items of each family and texts of each group"
     )
@@ -63,10 +64,13 @@ def quality(engine: Engine, args: argparse.Namespace) -> int:
     for arm in arms:
         assert arm.budget is not None
         engine.check_budget(arm.budget)
-    items = _limited(_items(args), lambda item: item.family, args.limit)
+    all_items = _items(args)
+    items = _askable(engine, _limited(all_items, lambda item: item.family, args.limit), args.bad_lines)
     texts = [] if args.no_texts else _limited(read_texts(args.texts, engine), lambda text: text.group, args.limit)
+    check_lengths(engine, texts, max(arm.tree.depth for arm in arms if arm.tree is not None))
     settings = [Setting(t, seed) for t in args.temperatures for seed in range(args.seeds if t > 0 else 1)]
-    results = Results(args.out, _header(engine, args), args.resume)
+    _try_out(settings, items, args)
+    results = Results(args.out, _header(engine, args, all_items), args.resume)
     total = len(arms) * (len(settings) * len(items) + len(texts))
     trials = (answers(engine, arms, settings, items, args.max_new_tokens, results.is_done),
               readings(engine, arms, texts, results.is_done))  # fmt: skip
@@ -77,7 +81,7 @@ def quality(engine: Engine, args: argparse.Namespace) -> int:
                 bar.update()
     entries = summarise(results.records)
     if args.plot is not None:
-        write_page(frontier_figure(entries), args.plot)
+        write_page([frontier_figure(entries, t) for t in sorted({entry.temperature for entry in entries})], args.plot)
     best = recommended(entries)
     if args.json:
         print(
@@ -101,6 +105,8 @@ def quality_arms(names: str | None) -> list[Arm]:
         named = [parse_arm(f"moe-spec:{kind.format(budget)}") for kind in kinds for budget in BUDGETS]
     else:
         named = [parse_arm(name) for name in names.replace(";", " ").split()]
+    if not named:
+        raise ValueError('--arms names none: give some, as in "moe-spec:substitution:16 moe-spec:truncation:16".')
     for arm in named:
         if arm.name in ("transformers", "plain"):
             raise ValueError(f"arm {arm.name!r} drafts no tree for a budget to act on: use eagle3 and moe-spec arms.")
@@ -125,23 +131,52 @@ def _limited(all_of_them: list[_T], kind: Callable[[_T], str], limit: int | None
     return kept
 
 
-def _header(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
+def _askable(engine: Engine, items: list[Item], bad_lines: str) -> list[Item]:
+    """The questions that fit the context. ValueError names one that does not, unless they are to be skipped."""
+    fitting = []
+    for item in items:
+        try:
+            engine.encode(list(item.messages))
+        except ValueError as error:
+            if bad_lines == "stop":
+                raise ValueError(f"{item.name} cannot be asked: {error} --bad-lines skip leaves it out.") from error
+            print(f"skipped: {item.name}: {error}", file=sys.stderr)
+        else:
+            fitting.append(item)
+    return fitting
+
+
+def _try_out(settings: list[Setting], items: list[Item], args: argparse.Namespace) -> None:
+    """What would stop the run at its end, or after hours, stops it now. ValueError says what."""
+    first_of_kind = {item.scorer: item for item in reversed(items)}
+    for item in first_of_kind.values():
+        score(item, "")
+        for setting in settings:
+            setting.generation(item, args.max_new_tokens)
+    if args.plot is not None:
+        plotly_script()
+        if not args.plot.absolute().parent.is_dir():
+            raise ValueError(f"{args.plot} cannot be written: its folder does not exist.")
+
+
+def _header(engine: Engine, args: argparse.Namespace, items: list[Item]) -> dict[str, Any]:
     drafter = engine.drafter
     head = drafter.head if isinstance(drafter, Eagle3Drafter) else None
     return {
         "kind": "run",
-        "device": engine.card(),
         "commit": checked_out_commit(),
         "model": engine.name,
         "settings": {
             "model_sha256": weights_sha256(engine.target.model),
             "drafter_sha256": None if head is None else weights_sha256(head),
             "tokenizer_sha256": tokenizer_sha256(engine.target.tokenizer),
+            "items_sha256": hashlib.sha256(repr(items).encode()).hexdigest(),
+            "texts_sha256": None if args.no_texts else hashlib.sha256(args.texts.read_bytes()).hexdigest(),
+            "max_new_tokens": args.max_new_tokens,
+            "device": engine.card(),
             "tasks": "own" if args.tasks_dir is None else args.tasks_dir.name,
             "per_family": args.per_family,
             "items_seed": args.items_seed,
-            "max_new_tokens": args.max_new_tokens,
-            "texts_sha256": hashlib.sha256(args.texts.read_bytes()).hexdigest(),
             "temperatures": args.temperatures,
             "seeds": args.seeds,
         },

@@ -11,14 +11,14 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from moespec.quality.summary import MARGIN, ArmQuality
+from moespec.quality.summary import MARGIN, ArmQuality, Estimate
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
 
 
-def frontier_figure(entries: Sequence[ArmQuality], temperature: float = 0.0) -> dict[str, Any]:
+def frontier_figure(entries: Sequence[ArmQuality], temperature: float) -> dict[str, Any]:
     """{"data", "layout"} for Plotly. An arm without scored answers is not in it."""
     lines: dict[str, list[tuple[int, ArmQuality]]] = defaultdict(list)
     references = []
@@ -45,18 +45,22 @@ def frontier_figure(entries: Sequence[ArmQuality], temperature: float = 0.0) -> 
     }
 
 
-def write_page(figure: dict[str, Any], path: Path) -> None:
-    """One HTML file that needs nothing else. ValueError without the package plotly."""
+def plotly_script() -> str:
+    """The script that draws figures. ValueError without the package plotly."""
     try:
-        script = importlib.resources.files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")
+        return importlib.resources.files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise ValueError("--plot needs the package plotly: pip install plotly.") from error
-    drawn = json.dumps(figure).replace("</", "<\\/")
-    draw = "Plotly.newPlot('frontier', figure.data, figure.layout, {responsive: true})"
+
+
+def write_page(figures: Sequence[dict[str, Any]], path: Path) -> None:
+    """One HTML file that needs nothing else, with a figure below the other."""
+    drawn = json.dumps(figures).replace("</", "<\\/")
+    draw = "figures.forEach((f, n) => Plotly.newPlot('frontier' + n, f.data, f.layout, {responsive: true}))"
+    places = "".join(f'<div id="frontier{n}" style="height:90vh"></div>' for n in range(len(figures)))
     path.write_text(
-        f'<!doctype html><meta charset="utf-8"><title>Quality against budget</title><script>{script}</script>'
-        f'<div id="frontier" style="height:90vh"></div>'
-        f"<script>const figure = {drawn}; {draw}</script>",
+        f'<!doctype html><meta charset="utf-8"><title>Quality against budget</title><script>{plotly_script()}</script>'
+        f"{places}<script>const figures = {drawn}; {draw}</script>",
         encoding="utf-8",
     )
 
@@ -72,7 +76,7 @@ def _line_and_budget(arm: str) -> tuple[str, int | None]:
 
 
 def _trace(name: str, points: list[tuple[int, ArmQuality]], symbol: str) -> dict[str, Any]:
-    overall = [entry.overall for _, entry in points if entry.overall is not None]
+    overall = [cast(Estimate, entry.overall) for _, entry in points]  # arms without are not drawn
     return {
         "type": "scatter",
         "name": name,

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from moespec.quality.trials import record_key
 
-# A run whose settings differ in one of these measures something else.
+# A run whose settings differ in one of these measures something else, or measures it elsewhere.
 DECIDING = (
-    "model_sha256", "drafter_sha256", "tokenizer_sha256", "tasks", "per_family", "items_seed", "max_new_tokens",
-    "texts_sha256",
+    "model_sha256", "drafter_sha256", "tokenizer_sha256", "items_sha256", "texts_sha256", "max_new_tokens", "device",
 )  # fmt: skip
 
 
 class Results:
-    """Use `is_done` to skip and `append` to add. `records` are all but the header."""
+    """Use `is_done` to skip and `append` to add. `records` are all but the headers, one per session."""
 
     def __init__(self, path: Path, header: dict, resume: bool) -> None:
         self.path = path
@@ -33,8 +34,7 @@ class Results:
             raise ValueError(f"{path} cannot be written: its folder does not exist.")
         if path.exists():
             self._read(header)
-        else:
-            self._write(header)
+        self._write(header)
         self._done = {record_key(record) for record in self.records}
 
     def is_done(self, key: tuple) -> bool:
@@ -50,21 +50,24 @@ class Results:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def _read(self, header: dict) -> None:
-        whole, _, cut_off = self.path.read_text(encoding="utf-8").rpartition("\n")
+        # As bytes: replies may hold what str.splitlines takes for line ends, and a cut may fall inside a character.
+        whole, _, cut_off = self.path.read_bytes().rpartition(b"\n")
         try:
-            first, *self.records = [json.loads(line) for line in whole.splitlines()]
+            first, *records = [json.loads(line) for line in whole.split(b"\n")]
             different = [name for name in DECIDING if first["settings"].get(name) != header["settings"][name]]
+            self.records = [record for record in records if record["kind"] != "run"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path} is no results file of a quality run ({error}).") from error
         if different:
             raise ValueError(f"{self.path} is of a run with another {different[0]}: give another --out.")
         if cut_off:  # the record under way when the run was interrupted: it is measured again
-            self.path.write_text(whole + "\n", encoding="utf-8")
+            os.truncate(self.path, len(whole) + 1)
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """A fingerprint of the weights: names, shapes and sums, which any training moves."""
+    """A fingerprint of the weights: their names, shapes, dtypes and bytes."""
     digest = hashlib.sha256()
     for name, parameter in module.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.detach().double().sum().item()!r}".encode())
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from decimal import Decimal
 
 from moespec.quality.items import Item
 from moespec.quality.sandbox import passes
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_FENCED = re.compile(r"```(?:\w+)?\n(.*?)(?:```|$)", re.DOTALL)
+# A minus is a sign only where no number, word or bracket ends before it (1-18 is a range); commas part thousands alone.
+_NUMBER = re.compile(r"(?:(?<![\w)%])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)")
+_FENCED = re.compile(r"```\w*[^\S\n]*\n(.*?)(?:```|$)", re.DOTALL)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+# What says nothing of a value: sizes, thin spaces (but no half of a line break), commas in braces, degrees, money.
+_FILLING = re.compile(
+    r"(?<!\\)\\(?:(?:left|right)(?![a-zA-Z])|[!,;:\s]\s*)|\{,\}|\^(?:\\circ|\{\\circ\})(?![a-z])|\\?[$%]"
+)
+_WORDS = re.compile(r"\\(?:text(?:bf)?|mbox|mathrm)\s*\{([^{}]*)\}")
+_UNIT = re.compile(rf"([\d}}]|\\pi)\s*{_WORDS.pattern}(?:\^\{{?\d\}}?)?[\s.]*$")
 
 
 def score(item: Item, reply: str) -> float | None:
@@ -25,16 +33,16 @@ def exact(item: Item, reply: str) -> float:
 
 def number(item: Item, reply: str) -> float:
     """The last number of the reply is the reference's value."""
-    found = _NUMBER.findall(reply)
-    return float(bool(found) and float(found[-1].replace(",", "")) == float(item.reference.replace(",", "")))
+    numbers = _numbers(reply)
+    return float(bool(numbers) and _value(numbers[-1]) == _value(item.reference))
 
 
 def math(item: Item, reply: str) -> float:
     """The last boxed expression (or, without one, the last number) is the reference, written in the same way."""
     boxed = _last_boxed(reply)
-    numbers = _NUMBER.findall(reply)
-    answer = boxed if boxed is not None else numbers[-1] if numbers else ""
-    return float(_plain_math(answer) == _plain_math(item.reference))
+    answer = boxed if boxed is not None else "".join(_numbers(reply)[-1:])
+    plain = _plain_math(answer)
+    return float(plain != "" and plain == _plain_math(item.reference))
 
 
 def code(item: Item, reply: str) -> float:
@@ -42,9 +50,10 @@ def code(item: Item, reply: str) -> float:
     fenced = _FENCED.findall(reply)
     program = fenced[0] if fenced else reply
     # A reply may continue the prompt's function, or write it anew: then the prompt's own unfinished one is in its way.
-    is_whole = bool(item.reference) and re.search(rf"^def {re.escape(item.reference)}\b", program, re.MULTILINE)
-    prelude = item.prelude.split(f"def {item.reference}")[0] if is_whole else item.prelude
-    joint = "" if item.reference and not is_whole else "\n"
+    name = item.entry_point
+    is_whole = bool(name) and re.search(rf"^def {re.escape(name)}\b", program, re.MULTILINE)
+    prelude = item.prelude.split(f"def {name}(")[0] if is_whole else item.prelude
+    joint = "" if name and not is_whole else "\n"
     return float(passes(f"{prelude}{joint}{program}\n" + "\n".join(item.checks)))
 
 
@@ -70,11 +79,23 @@ def _last_boxed(text: str) -> str | None:
     return None
 
 
-def _plain_math(text: str) -> str:
-    """One spelling of the same LaTeX: no spaces, no sizes, no units in text, one kind of fraction."""
-    text = re.sub(r"\\(?:left|right|!|,|;|:| )|\\text\{\s*[a-z ]*\}|\\mbox\{[^}]*\}|\^\{?\\circ\}?|[$%]|\\%", "", text)
-    text = text.replace("dfrac", "frac").replace("tfrac", "frac").replace(" ", "").rstrip(".")
-    return re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
+def _numbers(text: str) -> list[str]:
+    return _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
+
+
+def _value(number: str) -> Decimal:
+    return Decimal(number.replace(",", ""))
+
+
+def _plain_math(text: str) -> str | Decimal:
+    """One spelling of the same LaTeX: no spaces, sizes or unit, one kind of fraction; of a number alone, its value."""
+    text = _FILLING.sub("", text.replace("\N{MINUS SIGN}", "-"))
+    text = _WORDS.sub(r"\1", _UNIT.sub(r"\1", text))
+    text = re.sub(r"(?<!,)\s+", "", text).rstrip(".")
+    if _NUMBER.fullmatch(text):  # before the spaces behind commas go: 100, 200 is a list and 100,200 a number
+        return _value(text)
+    text = re.sub(r"\s", "", text).replace("dfrac", "frac").replace("tfrac", "frac")
+    return re.sub(r"(\\frac\{[^{}]*\})(\d)", r"\1{\2}", re.sub(r"\\frac(\d)", r"\\frac{\1}", text))
 
 
 SCORERS: dict[str, Callable[[Item, str], float | None]] = {

@@ -21,7 +21,7 @@ from moespec.drafters.base import DraftContext
 from moespec.drafters.ngram import NgramDrafter
 from moespec.engine import Engine
 from moespec.kv_cache import TreeCache
-from moespec.quality.trials import Text
+from moespec.quality.trials import Text, check_lengths
 from moespec.recorder import StepRecorder
 from moespec.tree import chain
 from moespec.types import DraftTree
@@ -227,10 +227,7 @@ def _check(engine: Engine, texts: Sequence[Text], num_positions: int) -> None:
         raise ValueError(f"drafter {engine.info.drafter_name} drafts no trees to measure on: give a draft head.")
     if num_positions < 1 or not texts:
         raise ValueError(f"positions={num_positions} in {len(texts)} texts is nowhere to draft: use 1 or more of both.")
-    longest = engine.target.max_context - max(config.depth for config in TREES)
-    for text in texts:
-        if not 3 <= len(text.token_ids) <= longest:
-            raise ValueError(f"text {text.name} has {len(text.token_ids)} tokens: trees are drafted in 3 to {longest}.")
+    check_lengths(engine, texts, max(config.depth for config in TREES))
 
 
 def _budgeted_trees(uses: Sequence[TextUse]) -> list[ExpertUse]:

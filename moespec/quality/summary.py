@@ -1,6 +1,8 @@
 """What the records of a quality run say of each arm. Owns the statistics; knows nothing of models or files.
 
-The reference is the unbudgeted arm at the same tree and temperature: every other arm is compared with it item by item.
+The reference is the unbudgeted arm at the same tree and temperature: every other arm is compared with it question by
+question. Answers under several seeds, and questions that ask the same in other words (of one `key`), are not
+independent: intervals take each key for one observation.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 MARGIN = 0.02  # of exact match that a budget may cost and still pass
 MIN_PAIRS = 1000
@@ -18,7 +21,7 @@ Z_95 = 1.959964
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval."""
+    """A mean with its 95 % interval. n counts questions."""
 
     mean: float
     low: float
@@ -26,21 +29,33 @@ class Estimate:
     n: int
 
 
+class Scored(NamedTuple):
+    """One answer's score, or one difference of two, with what it is of."""
+
+    item: str
+    key: str
+    score: float
+
+
 @dataclass
 class ArmQuality:
-    """One arm at one temperature. Expert and mass figures are means over answers that had tree steps."""
+    """One arm at one temperature. Expert and mass figures are means over answers that had tree steps.
+
+    `families` has every score; `overall` and `difference` those of exact answers alone, without summaries' ROUGE-L.
+    """
 
     arm: str
     temperature: float
     families: dict[str, Estimate]
-    overall: Estimate | None  # over all scored items
+    overall: Estimate | None
     difference: Estimate | None  # paired with the reference; None for the reference itself
     tokens_per_s: float
     tokens_per_step: float
     experts_natural: float | None
+    experts_kept: float | None
     experts_active: float | None
     mass_kept: float
-    perplexity: dict[str, float] = field(default_factory=dict)  # by group of texts; measured once, at temperature 0
+    perplexity: dict[str, float] = field(default_factory=dict)  # by group of texts; at the lowest temperature alone
     agreement: float | None = None
     kl_nats: float | None = None
 
@@ -52,7 +67,7 @@ class ArmQuality:
 
 
 def summarise(records: Iterable[dict]) -> list[ArmQuality]:
-    """One entry per arm and temperature, in the order of first appearance sorted by arm."""
+    """One entry per arm and temperature: by temperature, arms in the order of their first appearance."""
     answers: dict[tuple[str, float], list[dict]] = defaultdict(list)
     texts: dict[str, list[dict]] = defaultdict(list)
     for record in records:
@@ -64,10 +79,13 @@ def summarise(records: Iterable[dict]) -> list[ArmQuality]:
         _arm_quality(arm, temperature, found, answers.get((reference_of(arm), temperature)))
         for (arm, temperature), found in answers.items()
     ]
+    with_texts: set[str] = set()
+    entries.sort(key=lambda entry: entry.temperature)
     for entry in entries:
-        if entry.temperature == 0:
+        if entry.arm not in with_texts:
+            with_texts.add(entry.arm)
             _add_texts(entry, texts[entry.arm])
-    return sorted(entries, key=lambda entry: (entry.temperature, entry.arm))
+    return entries
 
 
 def reference_of(arm: str) -> str:
@@ -77,44 +95,65 @@ def reference_of(arm: str) -> str:
 
 
 def recommended(entries: Sequence[ArmQuality]) -> ArmQuality | None:
-    """The fastest budgeted arm at temperature 0 that passes; None if none does."""
-    passing = [entry for entry in entries if entry.temperature == 0 and entry.is_non_inferior]
+    """The fastest budgeted arm at temperature 0 that passes and is faster than no budget; None if none is."""
+    greedy = {entry.arm: entry for entry in entries if entry.temperature == 0}
+    passing = [
+        entry
+        for entry in greedy.values()
+        if entry.is_non_inferior and entry.tokens_per_s > greedy[reference_of(entry.arm)].tokens_per_s
+    ]
     return max(passing, key=lambda entry: entry.tokens_per_s, default=None)
 
 
-def estimate(scores: Sequence[float]) -> Estimate:
-    """Mean and 95 % interval: Wilson's for rights and wrongs, the normal one for other scores."""
-    n, mean = len(scores), statistics.fmean(scores)
-    if set(scores) <= {0.0, 1.0}:
-        middle = (mean + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
-        half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(mean * (1 - mean) / n + Z_95**2 / (4 * n * n))
-        return Estimate(mean, max(0.0, middle - half), min(1.0, middle + half), n)
-    return _normal(scores)
+def estimate(scores: Sequence[Scored]) -> Estimate:
+    """Mean and 95 % interval: Wilson's for rights and wrongs with a key for one trial, the normal one for others."""
+    num_keys, mean = len({one.key for one in scores}), statistics.fmean(one.score for one in scores)
+    if not {one.score for one in scores} <= {0.0, 1.0}:
+        return _normal(scores, 0.0)
+    middle = (mean + Z_95**2 / (2 * num_keys)) / (1 + Z_95**2 / num_keys)
+    error = math.sqrt(mean * (1 - mean) / num_keys + Z_95**2 / (4 * num_keys * num_keys))
+    half = Z_95 / (1 + Z_95**2 / num_keys) * error
+    return Estimate(mean, max(0.0, middle - half), min(1.0, middle + half), len({one.item for one in scores}))
 
 
 def paired_difference(ours: Sequence[dict], theirs: Sequence[dict]) -> Estimate | None:
     """Mean of ours - theirs over the same questions and seeds, with its 95 % interval; None if there are none."""
     reference = {(record["item"], record["seed"]): record["score"] for record in theirs}
     differences = [
-        record["score"] - reference[record["item"], record["seed"]]
+        Scored(record["item"], record["key"], record["score"] - reference[record["item"], record["seed"]])
         for record in ours
-        if record["score"] is not None and reference.get((record["item"], record["seed"])) is not None
+        if _is_exact(record) and reference.get((record["item"], record["seed"])) is not None
     ]
-    return _normal(differences) if differences else None
+    return _normal(differences, -1.0) if differences else None
 
 
-def _normal(values: Sequence[float]) -> Estimate:
-    mean = statistics.fmean(values)
-    half = Z_95 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    return Estimate(mean, mean - half, mean + half, len(values))
+def _is_exact(record: dict) -> bool:
+    return record["score"] is not None and record["scorer"] != "rouge"
+
+
+def _normal(values: Sequence[Scored], least: float) -> Estimate:
+    """The interval by the clustered standard error, within the values there can be, `least` to 1."""
+    mean = statistics.fmean(one.score for one in values)
+    by_key: dict[str, float] = defaultdict(float)
+    for one in values:
+        by_key[one.key] += one.score - mean
+    num_keys = len(by_key)
+    half = math.inf
+    if num_keys > 1:
+        variance = sum(excess * excess for excess in by_key.values()) * num_keys / (num_keys - 1)
+        half = Z_95 * math.sqrt(variance) / len(values)
+    num_items = len({one.item for one in values})
+    return Estimate(mean, max(least, mean - half), min(1.0, mean + half), num_items)
 
 
 def _arm_quality(arm: str, temperature: float, found: list[dict], reference: list[dict] | None) -> ArmQuality:
-    by_family: dict[str, list[float]] = defaultdict(list)
+    by_family: dict[str, list[Scored]] = defaultdict(list)
+    exact = []
     for record in found:
         if record["score"] is not None:
-            by_family[record["family"]].append(record["score"])
-    scores = [score for family_scores in by_family.values() for score in family_scores]
+            scored = Scored(record["item"], record["key"], record["score"])
+            by_family[record["family"]].append(scored)
+            exact += [scored] if _is_exact(record) else []
     seconds = sum(record["ms"] for record in found) / 1e3
     num_timed = sum(record["num_tokens"] - 1 for record in found)  # the first token comes with the prompt
     num_steps = sum(record["num_steps"] for record in found)
@@ -122,11 +161,12 @@ def _arm_quality(arm: str, temperature: float, found: list[dict], reference: lis
         arm=arm,
         temperature=temperature,
         families={family: estimate(values) for family, values in by_family.items()},
-        overall=estimate(scores) if scores else None,
+        overall=estimate(exact) if exact else None,
         difference=paired_difference(found, reference) if reference and arm != reference_of(arm) else None,
         tokens_per_s=num_timed / seconds if seconds else 0.0,
         tokens_per_step=num_timed / num_steps if num_steps else 1.0,
         experts_natural=_mean(record["experts_natural"] for record in found),
+        experts_kept=_mean(record["experts_kept"] for record in found),
         experts_active=_mean(record["experts_active"] for record in found),
         mass_kept=_mean(record["mass_kept"] for record in found) or 1.0,
     )

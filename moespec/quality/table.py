@@ -10,12 +10,15 @@ from moespec.quality.summary import ArmQuality, Estimate
 def table(entries: Sequence[ArmQuality]) -> str:
     """One row per arm and temperature, then their exact match by family."""
     columns = ["arm", "T", "exact match (95 %)", "difference (95 %), n", "agreement", "KL", "tokens/s", "tokens/step"]
-    columns += ["experts", "mass kept", "perplexity"]
+    columns += ["experts kept; read of natural", "mass kept", "perplexity"]
     return "\n".join([*_rows(columns, map(_cells, entries)), "", *_families(entries)])
 
 
 def _cells(entry: ArmQuality) -> list[str]:
     difference = entry.difference
+    kept, active, natural = (
+        _number(value, ".1f") for value in (entry.experts_kept, entry.experts_active, entry.experts_natural)
+    )
     groups = [f"{group} {value:.2f}" for group, value in entry.perplexity.items()]
     return [
         entry.arm,
@@ -26,7 +29,7 @@ def _cells(entry: ArmQuality) -> list[str]:
         _number(entry.kl_nats, ".4f"),
         f"{entry.tokens_per_s:.0f}",
         f"{entry.tokens_per_step:.2f}",
-        f"{_number(entry.experts_active, '.1f')} of {_number(entry.experts_natural, '.1f')}",
+        f"{kept}; {active} of {natural}",
         f"{entry.mass_kept:.3f}",
         ", ".join(groups) or "–",
     ]

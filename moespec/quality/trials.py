@@ -6,8 +6,10 @@ of what is made of the records.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,11 @@ class Setting:
     temperature: float
     seed: int
 
+    def generation(self, item: Item, max_new_tokens: int) -> GenerationConfig:
+        """Questions of one length would share their noise under one seed: each has its own, the same for all arms."""
+        digest = hashlib.sha256(f"{self.seed}:{item.name}".encode()).digest()
+        return GenerationConfig(max_new_tokens, self.temperature, seed=int.from_bytes(digest[:7], "big"))
+
 
 @dataclass(frozen=True)
 class Text:
@@ -42,18 +49,32 @@ class Text:
 
 
 def read_texts(path: Path, engine: Engine) -> list[Text]:
-    """The held-out texts as token ids. ValueError names a bad line."""
+    """The held-out texts as token ids. ValueError names a bad line or an id that stands twice."""
     tokenizer, texts = engine.target.tokenizer, []
     if tokenizer.chat_template is None:
         raise ValueError(f"{engine.name} has no chat template: its chats cannot be read as texts.")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            rendered = row["text"] if "text" in row else tokenizer.apply_chat_template(row["messages"], tokenize=False)
-            texts.append(Text(row["id"], row["group"], tokenizer(rendered, add_special_tokens=False)["input_ids"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no text with an id, a group and messages or text.") from error
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+                is_chat = "text" not in row
+                rendered = tokenizer.apply_chat_template(row["messages"], tokenize=False) if is_chat else row["text"]
+                texts.append(Text(row["id"], row["group"], tokenizer(rendered, add_special_tokens=False)["input_ids"]))
+            except (ValueError, KeyError, TypeError) as error:
+                problem = f"{path}, line {number} is no text with an id, a group and messages or text."
+                raise ValueError(problem) from error
+    twice = [name for name, count in Counter(text.name for text in texts).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path} has the id {twice[0]} more than once.")
     return texts
+
+
+def check_lengths(engine: Engine, texts: Sequence[Text], depth: int) -> None:
+    """ValueError names a text with no place for a tree of this depth, or with places beyond the context."""
+    longest = engine.target.max_context - depth
+    for text in texts:
+        if not 3 <= len(text.token_ids) <= longest:
+            raise ValueError(f"text {text.name} has {len(text.token_ids)} tokens: trees are drafted in 3 to {longest}.")
 
 
 def answer_key(arm: Arm, setting: Setting, item: Item) -> tuple:
@@ -89,7 +110,7 @@ def answers(
 
 
 def _answer(engine: Engine, arm: Arm, setting: Setting, item: Item, max_new_tokens: int) -> dict:
-    generation = GenerationConfig(max_new_tokens, setting.temperature, seed=setting.seed)
+    generation = setting.generation(item, max_new_tokens)
     assert arm.budget is not None
     engine.forget()
     steps = engine.generate(list(item.messages), generation, arm.budget, arm.tree)
@@ -106,11 +127,14 @@ def _answer(engine: Engine, arm: Arm, setting: Setting, item: Item, max_new_toke
         "seed": setting.seed,
         "family": item.family,
         "item": item.name,
+        "key": item.key,
+        "scorer": item.scorer,
         "score": score(item, summary.text),
         "num_tokens": len(summary.token_ids),
         "num_steps": summary.num_steps,  # without the prompt's, which wrote the first token
         "ms": round(seconds * 1e3, 3),
         "experts_natural": summary.experts_natural,
+        "experts_kept": summary.experts_kept,
         "experts_active": summary.experts_active,
         "mass_kept": summary.mass_kept,
         "finish_reason": summary.finish_reason,

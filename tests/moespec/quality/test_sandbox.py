@@ -23,6 +23,11 @@ def test_a_program_that_ends_well_passes():
         "raise SystemExit(0)",
         "exit()",
         "import os\nos._exit(0)",
+        "import os\nos._exit(77)",
+        "import posix\nposix._exit(77)",
+        "from os import _exit as leave\nleave(77)",
+        "import importlib, os, posix\nimportlib.reload(os)._exit(77)",
+        "import sys\ndel sys.modules['posix']\nimport posix\nposix._exit(77)",
         "import sys\nsys.exit(77)",
         "x = bytearray(2**31)",
         "import os\nos.fork()",
@@ -50,6 +55,14 @@ def test_a_loop_is_ended_in_time():
         "open({path!r}, 'w').write('x')",
         "import os\nos.close(os.open({path!r}, os.O_CREAT | os.O_WRONLY))",
         "import os\nos.mkdir({path!r})",
+        "import os\nos.mkfifo({path!r})",
+        "import posix\nposix.mkfifo({path!r})",
+        "import os\nos.mknod({path!r})",
+        "import posix\nposix.mknod({path!r})",
+        "import sqlite3\nsqlite3.connect({path!r}).execute('create table t (x)')",
+        "import _sqlite3\n_sqlite3.connect({path!r})",
+        "import __main__\nvars(__main__).update(forbidden=(), modules=(), writing=0)\nopen({path!r}, 'w').close()",
+        "import __main__\nvars(__main__).update(end=print, fail=print, guard=print)\nopen({path!r}, 'w').close()",
     ],
 )
 def test_no_file_is_written_even_if_the_program_catches_everything(tmp_path: Path, attempt: str):
@@ -64,6 +77,28 @@ def test_no_file_is_removed(tmp_path: Path):
     path.write_text("kept")
     assert not passes(f"import os\nos.remove({str(path)!r})")
     assert path.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "import os\n    os.utime({path!r}, (0, 0))",
+        "import os\n    os.setxattr({path!r}, 'user.x', b'x')",
+        "import os\n    os.removexattr({path!r}, 'user.x')",
+        "import dbm",
+        "import _posixshmem\n    _posixshmem.shm_unlink('/no such memory')",
+    ],
+)
+def test_attributes_and_stores_are_out_of_reach_even_if_the_program_catches_everything(tmp_path: Path, attempt):
+    path = tmp_path / "kept"
+    path.write_text("kept")
+    before = path.stat().st_mtime_ns
+    assert not passes(f"try:\n    {attempt.format(path=str(path))}\nexcept BaseException:\n    pass")
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_program_finds_nothing_of_the_guard_in_main():
+    assert passes("import __main__\nassert all(name.startswith('__') for name in vars(__main__)), vars(__main__)")
 
 
 def test_the_network_is_out_of_reach():
