@@ -50,37 +50,38 @@ def grow(state, length, head, final, embeddings, vocab_map, cos, sin, keys, valu
     alt_ids[0], alt_logp[0] = vocab_map[ids[0]], best[0]
     frontier = np.arange(top_k)
     tokens[:top_k], logp[:top_k], parents[:top_k], levels[:top_k] = vocab_map[ids[0, :top_k]], best[0, :top_k], -1, 1
-    filled, rows_before = top_k, 0
+    filled, rows_before, rows_above = top_k, 0, 0
     above, row_of = state, np.zeros(top_k, np.int64)  # states of the level above, and each frontier node's row in it
     for level in range(1, depth):
-        if logp[frontier[0]] < least_logp:  # nothing below could be kept
+        likely = frontier[logp[frontier] >= least_logp]  # below the others nothing could be kept
+        width = likely.shape[0]
+        if width == 0:
             break
         hidden = unit_rows(above, norm, eps) if norm_output else above
-        for i in range(top_k):
+        for i in range(width):
             row = rows_before + i
             if level > 1:
-                seen[row] = seen[rows_before - top_k + row_of[i]]
+                seen[row] = seen[rows_before - rows_above + row_of[i]]
             seen[row, row] = True
-        position = length + level - 1
-        turns = np.full(top_k, position)
+        turns = np.full(width, length + level - 1)
         above = states(
-            embeddings[tokens[frontier]], hidden[row_of], norms, eps, qkv, heads, out, gate_up, down,
+            embeddings[tokens[likely]], hidden[row_of[:width]], norms, eps, qkv, heads, out, gate_up, down,
             cos[turns], sin[turns], keys, values, (length + rows_before, length),
-            np.ascontiguousarray(seen[rows_before : rows_before + top_k, : rows_before + top_k]),
+            np.ascontiguousarray(seen[rows_before : rows_before + width, : rows_before + width]),
             (scale, before_residual),
         )  # fmt: skip
         ids, best = best_tokens(above, norm, eps, lm_head, num_best)
         first = filled
-        for i in range(top_k):
-            places[1 + rows_before + i] = frontier[i]
+        for i in range(width):
+            places[1 + rows_before + i] = likely[i]
             for a in range(num_best):
                 alt_ids[1 + rows_before + i, a] = vocab_map[ids[i, a]]
                 alt_logp[1 + rows_before + i, a] = best[i, a]
             for k in range(top_k):
-                tokens[filled], logp[filled] = vocab_map[ids[i, k]], logp[frontier[i]] + best[i, k]
-                parents[filled], levels[filled] = frontier[i], level + 1
+                tokens[filled], logp[filled] = vocab_map[ids[i, k]], logp[likely[i]] + best[i, k]
+                parents[filled], levels[filled] = likely[i], level + 1
                 filled += 1
-        rows_before += top_k
+        rows_before, rows_above = rows_before + width, width
         best_of_level = _highest(logp[first:filled], top_k)
         frontier, row_of = first + best_of_level, best_of_level // top_k
     expanded = 1 + rows_before

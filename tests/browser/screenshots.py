@@ -1,4 +1,4 @@
-"""Takes the README's pictures of the running page: `python -m tests.browser.screenshots`."""
+"""Takes the pictures of the README, page and committed frontier: `python -m tests.browser.screenshots`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ FOLDER = ROOT / "assets" / "screenshots"
 SIZES = {1440: 900, 390: 844}
 PROMPTS = ("Who are you?", "Turn this into JSON: Ben is 31 years old and lives in Oslo.")  # the last one drafts well
 FRAME = "#live .mss"
+FRONTIER = ROOT / "assets" / "bench" / "frontier-cpu.html"
 
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     with serve_page() as address, open_browser() as browser:
+        page = browser.new_page(viewport={"width": 1100, "height": 620})
+        page.goto(FRONTIER.as_uri())
+        page.locator(".main-svg").first.wait_for()
+        page.screenshot(path=FOLDER / "frontier.png")
+        page.close()
         for theme in ("light", "dark"):
             for width, height in SIZES.items():
                 page = browser.new_context(viewport={"width": width, "height": height}).new_page()
