@@ -46,28 +46,20 @@ def arm_record(measured: ArmMeasurements) -> dict[str, Any]:
 
 
 def ratios(all_measured: Sequence[ArmMeasurements]) -> list[dict[str, Any]]:
-    """Is plain fast, does speculation pay, does the budget pay on top? Those that can be asked, each side at its best.
+    """Is plain fast, does speculation pay, does each budget pay on top? Those that can be asked, each side at its best.
 
     Last, the budget of 16 against none at the same tree: what it saves where the tree is given.
     """
-    best = {
-        "transformers": _best(all_measured, lambda name: name == "transformers"),
-        "plain": _best(all_measured, lambda name: name == "plain"),
-        "eagle3": _best(all_measured, lambda name: name == "eagle3"),
-        "moe-spec at 16": _best(all_measured, lambda name: name.startswith("moe-spec:") and name.split(":")[2] == "16"),
-    }
-    found = []
-    for over, under in (("plain", "transformers"), ("eagle3", "plain"), ("moe-spec at 16", "eagle3")):
-        ours, theirs = best[over], best[under]
-        if ours is not None and theirs is not None:
-            found.append(_compared(ours, theirs))
+    transformers, plain, eagle3 = (_best(all_measured, name) for name in ("transformers", "plain", "eagle3"))
+    pairs = [(plain, transformers), (eagle3, plain)]
+    budgets = {_budget(measured) for measured in all_measured} - {None}
+    for budget in sorted(budgets, key=lambda budget: (budget != 16, budget)):
+        pairs.append((_fastest([m for m in all_measured if _budget(m) == budget]), eagle3))
     unbudgeted = {measured.arm.tree: measured for measured in all_measured if measured.arm.name == "eagle3"}
-    for measured in all_measured:
-        if measured.arm.name == "moe-spec:substitution:16" and measured.arm.tree in unbudgeted:
-            compared = _compared(measured, unbudgeted[measured.arm.tree])
-            if compared not in found:
-                found.append(compared)
-    return found
+    at_16 = [measured for measured in all_measured if measured.arm.name == "moe-spec:substitution:16"]
+    pairs += [(measured, unbudgeted.get(measured.arm.tree)) for measured in at_16]
+    found = [_compared(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
+    return [ratio for number, ratio in enumerate(found) if ratio not in found[:number]]
 
 
 def _compared(ours: ArmMeasurements, theirs: ArmMeasurements) -> dict[str, Any]:
@@ -103,9 +95,17 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _best(all_measured: Sequence[ArmMeasurements], is_one: Callable[[str], bool]) -> ArmMeasurements | None:
-    matching = [measured for measured in all_measured if is_one(measured.arm.name)]
-    return max(matching, key=lambda measured: statistics.median(measured.tokens_per_s), default=None)
+def _best(all_measured: Sequence[ArmMeasurements], name: str) -> ArmMeasurements | None:
+    return _fastest([measured for measured in all_measured if measured.arm.name == name])
+
+
+def _fastest(some_measured: Sequence[ArmMeasurements]) -> ArmMeasurements | None:
+    return max(some_measured, key=lambda measured: statistics.median(measured.tokens_per_s), default=None)
+
+
+def _budget(measured: ArmMeasurements) -> int | None:
+    """Experts per layer of a MoE-Spec arm; None for all others."""
+    return measured.arm.budget.budget if measured.arm.is_lossy and measured.arm.budget is not None else None
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
