@@ -98,10 +98,10 @@ def test_text_and_all_panels_change_while_the_answer_streams(visitor):
 def test_moving_the_budget_acts_on_the_running_answer(visitor):
     page = visitor.page
     visitor.ask_for_a_long_answer("Tell me a long story about a dog.")
-    page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="24"]', timeout=LONG)
-    visitor.set_budget(12)
     page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="12"]', timeout=LONG)
-    expect(page.locator('[data-figure="force"]')).to_have_text("budget 12, substitution")
+    visitor.set_budget(20)
+    page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="20"]', timeout=LONG)
+    expect(page.locator('[data-figure="force"]')).to_have_text("budget 20, substitution")
     page.get_by_label("No budget").check()
     page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="null"]', timeout=LONG)
     expect(page.locator('[data-figure="lossless"]')).to_have_text("lossy")  # what was written under it stays
