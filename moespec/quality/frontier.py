@@ -1,5 +1,8 @@
 """The frontier as a picture: exact match against tokens per second, one line per policy and score.
 
+Exact match is drawn as what a budget adds to that of its unbudgeted reference, whose share the legend gives: the paired
+interval shows what the two shares' own, much wider ones would hide.
+
 Owns the figure, a plain Plotly specification, and the page that shows it without a network. Imports no plotting
 library: the page carries the script that the package plotly ships. Knows nothing of how quality was measured.
 """
@@ -11,15 +14,28 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from moespec.quality.summary import MARGIN, ArmQuality, Estimate
 
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
+# Symbol of a line's points and place of their labels, so that lines near each other can be told apart.
+STYLES = (
+    ("circle", "top center"),
+    ("square", "bottom center"),
+    ("diamond", "top right"),
+    ("triangle-up", "bottom left"),
+)
+
+
+# What a budget may not lose: its interval must end above.
+MARGIN_LINE: dict[str, Any] = {
+    "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": -100 * MARGIN, "y1": -100 * MARGIN,
+    "line": {"dash": "dot", "width": 1},
+}  # fmt: skip
 
 
 def frontier_figure(entries: Sequence[ArmQuality], temperature: float) -> dict[str, Any]:
-    """{"data", "layout"} for Plotly. An arm without scored answers is not in it."""
+    """{"data", "layout"} for Plotly. An arm without scored answers, or without its reference, is not in it."""
     lines: dict[str, list[tuple[int, ArmQuality]]] = defaultdict(list)
     references = []
     for entry in entries:
@@ -27,19 +43,19 @@ def frontier_figure(entries: Sequence[ArmQuality], temperature: float) -> dict[s
             continue
         name, budget = _line_and_budget(entry.arm)
         if budget is None:
-            references.append(entry)
-        else:
+            references.append(_trace(f"no budget: {entry.overall.mean:.1%} ({entry.arm})", [(0, entry)], "star"))
+        elif entry.difference is not None:
             lines[name].append((budget, entry))
-    data = [_trace(name, sorted(points, key=lambda point: point[0]), SYMBOLS[n % len(SYMBOLS)])
+    data = [_trace(name, sorted(points, key=lambda point: point[0]), *STYLES[n % len(STYLES)])
             for n, (name, points) in enumerate(sorted(lines.items()))]  # fmt: skip
-    data += [_trace(f"no budget ({entry.arm})", [(0, entry)], "star") for entry in references]
+    data += references
     return {
         "data": data,
         "layout": {
             "title": {"text": f"Quality against speed, temperature {temperature:g}"},
             "xaxis": {"title": {"text": "tokens/s"}},
-            "yaxis": {"title": {"text": "exact match, all families"}, "tickformat": ".0%"},
-            "shapes": [_margin_line(entry) for entry in references],
+            "yaxis": {"title": {"text": "exact match against no budget, points (paired 95 % interval)"}},
+            "shapes": [MARGIN_LINE],
             "legend": {"orientation": "h", "y": -0.2},
         },
     }
@@ -75,37 +91,25 @@ def _line_and_budget(arm: str) -> tuple[str, int | None]:
     return ":".join([policy, *score]) + mark + tree, int(budget)
 
 
-def _trace(name: str, points: list[tuple[int, ArmQuality]], symbol: str) -> dict[str, Any]:
-    overall = [cast(Estimate, entry.overall) for _, entry in points]  # arms without are not drawn
+def _trace(
+    name: str, points: list[tuple[int, ArmQuality]], symbol: str, label_place: str = "top center"
+) -> dict[str, Any]:
+    differences = [entry.difference or Estimate(0.0, 0.0, 0.0, 0) for _, entry in points]
     return {
         "type": "scatter",
         "name": name,
         "mode": "lines+markers+text",
         "x": [round(entry.tokens_per_s, 1) for _, entry in points],
-        "y": [round(found.mean, 4) for found in overall],
+        "y": [round(100 * found.mean, 2) for found in differences],
         "text": [f"B={budget}" if budget else "" for budget, _ in points],
-        "textposition": "top center",
+        "textposition": label_place,
+        "textfont": {"size": 10},
         "marker": {"symbol": symbol, "size": 9},
         "error_y": {
             "type": "data",
             "symmetric": False,
-            "array": [round(found.high - found.mean, 4) for found in overall],
-            "arrayminus": [round(found.mean - found.low, 4) for found in overall],
+            "array": [round(100 * (found.high - found.mean), 2) for found in differences],
+            "arrayminus": [round(100 * (found.mean - found.low), 2) for found in differences],
             "thickness": 1,
         },
-    }
-
-
-def _margin_line(entry: ArmQuality) -> dict[str, Any]:
-    """Where a budget would have lost more than the margin."""
-    assert entry.overall is not None
-    level = entry.overall.mean - MARGIN
-    return {
-        "type": "line",
-        "xref": "paper",
-        "x0": 0,
-        "x1": 1,
-        "y0": level,
-        "y1": level,
-        "line": {"dash": "dot", "width": 1},
     }
