@@ -16,7 +16,13 @@ from app.service import Service
 from app.theme import CSS, studio_theme
 from moespec import RunSummary
 
-EXAMPLES = ["What is 12 + 30?", "Tell me a short story.", "Sort 9, 4, 17, 2.", "Who are you?"]
+EXAMPLES = [
+    "What is 12 + 30?",
+    "Which is bigger, 34 or 43?",
+    "Turn this into JSON: Ben is 31 years old and lives in Oslo.",
+    "Tell me a short story.",
+    "Who are you?",
+]
 PLACEHOLDER = "**Ask the small model something.**\nIts answer streams here; how it is made, beside it."
 ENDINGS = {
     "eos": "The answer ended by itself.",
