@@ -23,7 +23,7 @@ DECIDING = (
 
 
 class Results:
-    """Use `is_done` to skip and `append` to add. `records` are all but the headers, one per session."""
+    """Use `is_done` to skip and `append` to add. `records` are all but the headers, one per start."""
 
     def __init__(self, path: Path, header: dict, resume: bool) -> None:
         self.path = path
