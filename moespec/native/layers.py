@@ -7,6 +7,8 @@ Letters as in `types.py`; O outputs.
 | kernel       | reads                                          | writes                           |
 |--------------|------------------------------------------------|----------------------------------|
 | `linear`     | x [T, D], weight [O, D]                        | [T, O]                           |
+| `products`   | the same, some rows of weight, on one thread   | their columns of y [T, O]        |
+| `mixes`      | x [T, S], weight [S, O], on one thread         | y [T, O]                         |
 | `unit_rows`  | x [T, D], weight [D]                           | [T, D], RMS-normalised           |
 
 Each weight row is read once for all rows of x; threads split weight rows, and every sum has a fixed order, so the same

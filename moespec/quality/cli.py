@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from moespec.bench.arms import OUR_SCORE, Arm, parse_arm
 from moespec.bench.cli import checked_out_commit
-from moespec.config import BudgetConfig
+from moespec.config import BudgetConfig, GenerationConfig
 from moespec.drafters.eagle3 import Eagle3Drafter
 from moespec.engine import Engine
 from moespec.integrity import tokenizer_sha256
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arms", metavar="LIST", help="names joined by spaces; default: every budget and policy")
     parser.add_argument("--per-family", type=int, default=100, metavar="N", help="own tasks of each family")
     parser.add_argument("--tasks-dir", type=Path, metavar="DIR", help="benchmark files instead of the own tasks")
-    parser.add_argument("--bad-lines", choices=("stop", "skip"), default="stop", help="or questions too long to ask")
+    parser.add_argument("--bad-lines", choices=("stop", "skip"), default="stop", help="or questions beyond the context")
     parser.add_argument(
         "--limit", type=int, metavar="N", help="use the first N items of each family and texts of each group"
     )
@@ -148,11 +148,10 @@ def _askable(engine: Engine, items: list[Item], bad_lines: str) -> list[Item]:
 
 def _try_out(settings: list[Setting], items: list[Item], args: argparse.Namespace) -> None:
     """What would stop the run at its end, or after hours, stops it now. ValueError says what."""
-    first_of_kind = {item.scorer: item for item in reversed(items)}
-    for item in first_of_kind.values():
+    for setting in settings:
+        GenerationConfig(args.max_new_tokens, setting.temperature)
+    for item in {item.scorer: item for item in items}.values():
         score(item, "")
-        for setting in settings:
-            setting.generation(item, args.max_new_tokens)
     if args.plot is not None:
         plotly_script()
         if not args.plot.absolute().parent.is_dir():
