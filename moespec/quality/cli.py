@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arms", metavar="LIST", help="names joined by spaces; default: every budget and policy")
     parser.add_argument("--per-family", type=int, default=100, metavar="N", help="own tasks of each family")
     parser.add_argument("--tasks-dir", type=Path, metavar="DIR", help="benchmark files instead of the own tasks")
-    parser.add_argument("--bad-lines", choices=("stop", "skip"), default="stop", help="or questions beyond the context")
+    parser.add_argument(
+        "--bad-lines", choices=("stop", "skip"), default="stop", help="at a bad line or too long a question"
+    )
     parser.add_argument(
         "--limit", type=int, metavar="N", help="use the first N items of each family and texts of each group"
     )
