@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from moespec.hf import Cache, CacheLayerMixin
+from moespec.native import load_kernels
 
 INITIAL_CAPACITY = 512  # positions; a short chat never grows
 
@@ -101,11 +103,21 @@ class TreeCache(Cache):
         """
         length = prefix_length + len(path)
         if path != list(range(len(path))):
-            rows = torch.tensor(path, device=self.layers[0].keys.device) + prefix_length
-            for layer in self.layers:
-                layer.keys[:, :, prefix_length:length] = layer.keys.index_select(2, rows)
-                layer.values[:, :, prefix_length:length] = layer.values.index_select(2, rows)
+            self._move_up(prefix_length, path)
         self.truncate(length)
+
+    def _move_up(self, start: int, path: list[int]) -> None:
+        keys = self.layers[0].keys
+        kernels = load_kernels() if keys.device.type == "cpu" and keys.dtype == torch.float32 else None
+        if kernels is not None:
+            rows = np.array(path)
+            for layer in self.layers:
+                kernels.attention.keep_rows(*layer.arrays(), start, rows)
+            return
+        rows_N, end = torch.tensor(path, device=keys.device) + start, start + len(path)
+        for layer in self.layers:
+            for stored in (layer.keys, layer.values):
+                stored[:, :, start:end] = stored.index_select(2, rows_N)
 
 
 def _empty(shape: tuple[int, ...], capacity: int, like: Tensor) -> Tensor:

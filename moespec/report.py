@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -56,20 +57,20 @@ class TreeOpinions:
 
     tree: DraftTree
     verdict: Verdict
-    target_p_T: Tensor
     top_ids_TA: Tensor
-    top_p_TA: Tensor
+    top_logp_TA: Tensor
+    lead_T: Tensor  # how far each row's logit is from that of its parent's likeliest token
 
     @classmethod
     def of(cls, tree: DraftTree, logits_TV: Tensor, verdict: Verdict) -> TreeOpinions:
         ids_TA, logp_TA = likeliest(logits_TV, NUM_ALTERNATIVES)
         up_T = tree.parents_T.clamp(min=0)
-        log_total_T = logits_TV.gather(1, ids_TA[:, :1])[:, 0] - logp_TA[:, 0]
-        target_p_T = (logits_TV[up_T, tree.tokens_T] - log_total_T[up_T]).exp()
-        return cls(tree, verdict, target_p_T, ids_TA, logp_TA.exp())
+        lead_T = logits_TV[up_T, tree.tokens_T] - logits_TV[up_T, ids_TA[:, 0][up_T]]
+        return cls(tree, verdict, ids_TA, logp_TA, lead_T)
 
     def trace(self, missing_T: Tensor, pieces: Pieces) -> TreeTrace:
         tree, accepted = self.tree, set(self.verdict.path)
+        target_p_T = (self.top_logp_TA[:, 0][tree.parents_T.clamp(min=0)] + self.lead_T).exp()
         token_ids = tree.tokens_T.tolist()
         parent_logp_T = tree.draft_logp_T[tree.parents_T.clamp(min=0)]
         return TreeTrace(
@@ -79,10 +80,10 @@ class TreeOpinions:
             depths=tree.depths_T.tolist(),
             draft_p=_rounded((tree.draft_logp_T - parent_logp_T).exp()),
             path_p=_rounded(tree.draft_logp_T.exp()),
-            target_p=[None, *_rounded(self.target_p_T[1:])],
+            target_p=[None, *_rounded(target_p_T[1:])],
             accepted=[row in accepted for row in range(tree.num_rows)],
             missing=missing_T.tolist(),
-            target_top=_alternatives(self.top_ids_TA, self.top_p_TA, pieces),
+            target_top=_alternatives(self.top_ids_TA, self.top_logp_TA.exp(), pieces),
             draft_top=[[] for _ in token_ids]
             if tree.alt_ids_TA is None or tree.alt_logp_TA is None
             else _alternatives(tree.alt_ids_TA, tree.alt_logp_TA.exp(), pieces),
@@ -132,7 +133,7 @@ def step_trace(facts: StepFacts, number: int, lossless: bool, target: Target, pi
         experts_natural=natural,
         experts_kept=kept,
         experts_active=active,
-        mass_kept=1.0 if counts is None else float(counts.mass_kept_L.mean()),
+        mass_kept=1.0 if counts is None else statistics.fmean(counts.mass_kept_L.tolist()),
         expert_bytes=sum(active) * target.bytes_per_expert,
         draft_ms=facts.draft_ms,
         verify_ms=facts.verify_ms,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moespec.config import GenerationConfig
-from moespec.native import load_kernels
+from moespec.native import load_kernels, use_threads
 
 _MASK_64 = 2**64 - 1
 
@@ -43,7 +43,7 @@ def choose_tokens(logits_TV: Tensor, depths_T: Tensor, position: int, generation
     one of them can lie on the path that is taken, so the emitted tokens are independent draws.
     """
     if generation.temperature == 0:
-        return logits_TV.argmax(dim=-1)
+        return _argmax(logits_TV)
     scores_TV = process_logits(logits_TV, generation.temperature, generation.top_k, generation.top_p)
     seed, (_, vocab_size), device = generation.seed, logits_TV.shape, logits_TV.device
     num_depths = int(depths_T.max()) + 1
@@ -51,11 +51,19 @@ def choose_tokens(logits_TV: Tensor, depths_T: Tensor, position: int, generation
     return (scores_TV - noise_NV.log()[depths_T]).argmax(dim=-1)
 
 
+def _argmax(logits_TV: Tensor) -> Tensor:
+    """int64 [T]; on the CPU by numpy, whose argmax runs in vectors: a fifth of the time of torch's."""
+    if logits_TV.device.type == "cpu" and logits_TV.dtype == torch.float32:
+        return torch.from_numpy(logits_TV.numpy().argmax(axis=-1))
+    return logits_TV.argmax(dim=-1)
+
+
 def likeliest(logits_TV: Tensor, num_best: int) -> tuple[Tensor, Tensor]:
     """(ids, log-probabilities) [T, A] of each row's likeliest tokens, best first."""
     num_best = min(num_best, logits_TV.shape[-1])
     kernels = load_kernels() if logits_TV.device.type == "cpu" and logits_TV.dtype == torch.float32 else None
     if kernels is not None:
+        use_threads()
         ids, logp = kernels.head.best_of(logits_TV.contiguous().numpy(), num_best)
         return torch.from_numpy(ids), torch.from_numpy(logp)
     top = logits_TV.topk(num_best, dim=-1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 REPLACEMENT = "\ufffd"  # what a decoder shows for the start of a character whose other bytes are still to come
-CONTEXT_TOKENS = 8  # decoded again with each piece: some tokenizers write a token by what stands before it
+CONTEXT_TOKENS = 8  # at least so many are decoded again with each piece: some write a token by what stands before it
 
 
 class TextStream:
@@ -18,7 +18,8 @@ class TextStream:
         self._tokenizer = tokenizer
         self._stop = stop
         self._ids: list[int] = []
-        self._decoded = 0  # ids whose text is in `_text` or was emitted
+        self._start = 0  # the first id that is decoded again
+        self._known = ""  # the text from there that is in `_held` or was emitted
         self._held = ""  # decoded, not emitted: may be the beginning of a stop string
         self.stopped = False
 
@@ -27,24 +28,24 @@ class TextStream:
         self._ids.append(token_id)
         if self._tokenizer is None or self.stopped:
             return ""
-        piece = self._new_text()
-        if piece.endswith(REPLACEMENT):
+        text = self._decode(self._ids[self._start :])
+        if text.endswith(REPLACEMENT):
             return ""  # a split character: wait for its other bytes
-        self._decoded = len(self._ids)
-        return self._release(piece)
+        return self._release(self._learn(text))
 
     def finish(self) -> str:
         """Everything still held back, except from a stop string on."""
         if self._tokenizer is None or self.stopped:
             return ""
-        piece = self._new_text()
-        self._decoded = len(self._ids)
-        return self._release(piece, final=True)
+        return self._release(self._learn(self._decode(self._ids[self._start :])), final=True)
 
-    def _new_text(self) -> str:
-        start = max(0, self._decoded - CONTEXT_TOKENS)
-        before = self._decode(self._ids[start : self._decoded])
-        return self._decode(self._ids[start:])[len(before) :]
+    def _learn(self, text: str) -> str:
+        """What is new in the text from `_start` on."""
+        piece, self._known = text[len(self._known) :], text
+        if len(self._ids) - self._start > 2 * CONTEXT_TOKENS:
+            self._start = len(self._ids) - CONTEXT_TOKENS
+            self._known = self._decode(self._ids[self._start :])
+        return piece
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

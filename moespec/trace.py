@@ -104,7 +104,7 @@ class RunSummary:
 
 @dataclass
 class StepTrace:
-    """One step: what it emitted, under which settings, what it cost. The terms are defined in `recorder.py`.
+    """One step: what it emitted, under which settings, what it cost. The terms are defined in `counts.py`.
 
     kind: "prefill" (the prompt; emits the first token), "plain" (one row), "tree".
     origins: per emitted token, the depth of the accepted draft node it was, or 0 for the target's own.

@@ -7,6 +7,7 @@ where there is none, that token is the bonus. Because the children are a determi
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from moespec.types import DraftTree, Verdict
@@ -15,12 +16,12 @@ from moespec.types import DraftTree, Verdict
 def verify_tree(tree: DraftTree, target_T: Tensor) -> Verdict:
     """The accepted path and the emitted tokens. `target_T` int64 [T]: the target's token after each row.
 
-    A row is accepted if it and all its ancestors equal the target's token at their parent. Siblings differ, so the
-    accepted rows form one path. One copy to the host.
+    Siblings differ, so at most one child of an accepted row equals the target's token there. One copy to the host: the
+    walk over its numbers takes microseconds, where tensor operations for the same take a dozen calls.
     """
-    agrees_T = tree.tokens_T == target_T[tree.parents_T.clamp(min=0)]
-    agrees_T[0] = True
-    accepted_T = (agrees_T | ~tree.mask_TT).all(dim=1)
-    packed = (accepted_T * (target_T + 1)).tolist()  # 0 where rejected, so that one copy carries both
-    path = [row for row, token in enumerate(packed) if token]
-    return Verdict(path=path, token_ids=[packed[row] - 1 for row in path])
+    tokens, parents, wanted = torch.stack((tree.tokens_T, tree.parents_T, target_T)).tolist()
+    path = [0]
+    for row, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
+        if parent == path[-1] and token == wanted[parent]:
+            path.append(row)
+    return Verdict(path=path, token_ids=[wanted[row] for row in path])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_in_this_thread = threading.local()  # numba keeps its number of threads there; setting it takes as long as a kernel
 
 
 @functools.cache
@@ -39,9 +42,12 @@ def load_kernels() -> SimpleNamespace | None:
 
 def use_threads() -> None:
     """Run this thread's kernels on as many threads as torch runs its operations."""
-    import numba
+    wanted = torch.get_num_threads()
+    if getattr(_in_this_thread, "num_threads", None) != wanted:
+        import numba
 
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))
+        _in_this_thread.num_threads = wanted
 
 
 def array(weight: Tensor) -> np.ndarray:

@@ -3,6 +3,7 @@
 | kernel       | reads                                          | writes                           |
 |--------------|------------------------------------------------|----------------------------------|
 | `attention`  | x [T, D], weights, mask [T, M]                 | [T, D]; keys and values in place |
+| `keep_rows`  | keys, values                                   | some of their rows, moved up     |
 
 The heads that share keys and values take them together, a block of rows at a time, so that each key and value is read
 once per block. Knows nothing of models or trees. Letters as in `types.py`; H heads, d head size, S keys, Q queries (row
@@ -132,3 +133,13 @@ def attention(x, qkv, norms, eps, out, cos, sin, keys, values, start, num_free, 
             num_free, seen[first:last], F(scale), mixed[head, first * group : last * group],
         )  # fmt: skip
     return linear(_by_row(mixed, num_rows), out)
+
+
+@njit(**FAST)
+def keep_rows(keys, values, start, rows):
+    """Of keys and values [Hkv, capacity, d] the given rows behind `start`, ascending, move up to it."""
+    for stored in (keys, values):
+        for head in range(stored.shape[0]):
+            for place in range(rows.shape[0]):
+                if rows[place] != place:
+                    stored[head, start + place] = stored[head, start + rows[place]]

@@ -6,7 +6,7 @@ Knows nothing of trees or vocabularies' maps. Letters: N rows, D width, I MLP wi
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numba import njit, prange
 
 from moespec.native.attention import attention
 from moespec.native.layers import FAST, F, exp, linear, silu, unit_rows
@@ -41,26 +41,31 @@ def best_tokens(states, norm, eps, lm_head, num_best):
 
 
 @njit(**FAST)
+def _best_of_row(logits, ids, logp):
+    num_best, found = ids.shape[0], 0
+    for token in range(logits.shape[0]):
+        value = logits[token]
+        if found == num_best and value <= logp[found - 1]:
+            continue
+        place = min(found, num_best - 1)
+        while place > 0 and logp[place - 1] < value:
+            logp[place], ids[place] = logp[place - 1], ids[place - 1]
+            place -= 1
+        logp[place], ids[place] = value, token
+        found = min(found + 1, num_best)
+    best, total = logp[0], F(0)
+    for token in range(logits.shape[0]):
+        total += exp(max(logits[token] - best, F(-87)))
+    for place in range(num_best):
+        logp[place] -= best + np.log(total)
+
+
+@njit(parallel=True, **FAST)
 def best_of(logits, num_best):
     """The likeliest tokens of each row, best first, ties to the lower id: (ids, log-probabilities) [N, A]."""
-    num_rows, vocab = logits.shape
+    num_rows = logits.shape[0]
     ids = np.empty((num_rows, num_best), np.int64)
     logp = np.empty((num_rows, num_best), np.float32)
-    for row in range(num_rows):
-        found = 0
-        for token in range(vocab):
-            value = logits[row, token]
-            if found == num_best and value <= logp[row, found - 1]:
-                continue
-            place = min(found, num_best - 1)
-            while place > 0 and logp[row, place - 1] < value:
-                logp[row, place], ids[row, place] = logp[row, place - 1], ids[row, place - 1]
-                place -= 1
-            logp[row, place], ids[row, place] = value, token
-            found = min(found + 1, num_best)
-        best, total = logp[row, 0], F(0)
-        for token in range(vocab):
-            total += exp(max(logits[row, token] - best, F(-87)))
-        for place in range(num_best):
-            logp[row, place] -= best + np.log(total)
+    for row in prange(num_rows):
+        _best_of_row(logits[row], ids[row], logp[row])
     return ids, logp

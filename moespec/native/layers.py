@@ -23,7 +23,7 @@ import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
 
-from moespec.native.tiles import DEPTH, LANES, dots_1, dots_2, dots_4, mix_1, mix_2, mix_4
+from moespec.native.tiles import DEPTH, LANES, dots_1, dots_2, dots_3, dots_4, mix_1, mix_2, mix_3, mix_4
 
 F = np.float32
 CHUNK = 32  # weight rows per task
@@ -87,10 +87,11 @@ def products(x, weight, first, end, y):
         while row + 4 <= num_rows:
             dots_4(x, row, weight, y, columns)
             row += 4
-        if row + 2 <= num_rows:
+        if num_rows - row == 3:
+            dots_3(x, row, weight, y, columns)
+        elif num_rows - row == 2:
             dots_2(x, row, weight, y, columns)
-            row += 2
-        if row < num_rows:
+        elif num_rows - row == 1:
             dots_1(x, row, weight, y, columns)
 
 
@@ -112,10 +113,11 @@ def mixes(x, weight, y):
         while row + 4 <= num_rows:
             mix_4(x, row, weight, y, columns)
             row += 4
-        if row + 2 <= num_rows:
+        if num_rows - row == 3:
+            mix_3(x, row, weight, y, columns)
+        elif num_rows - row == 2:
             mix_2(x, row, weight, y, columns)
-            row += 2
-        if row < num_rows:
+        elif num_rows - row == 1:
             mix_1(x, row, weight, y, columns)
 
 

@@ -10,15 +10,19 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from moespec.native.layers import FAST, exp
+
 F = np.float32
 
 
-@njit(cache=True)
+@njit(**FAST)
 def _softmax(logits, probs):
-    best = logits.max()
+    best = logits[0]
+    for i in range(logits.shape[0]):
+        best = max(best, logits[i])
     total = F(0)
     for i in range(logits.shape[0]):
-        probs[i] = np.exp(logits[i] - best)
+        probs[i] = exp(max(logits[i] - best, F(-87)))
         total += probs[i]
     for i in range(logits.shape[0]):
         probs[i] /= total
@@ -26,15 +30,17 @@ def _softmax(logits, probs):
 
 @njit(cache=True)
 def _best(values, allowed, ids):
-    """The highest of the allowed values, ties to the lower id."""
-    taken = ~allowed
-    for slot in range(ids.shape[0]):
-        best = -1
-        for i in range(values.shape[0]):
-            if not taken[i] and (best < 0 or values[i] > values[best]):
-                best = i
-        ids[slot] = best
-        taken[best] = True
+    """The highest of the allowed values, ties to the lower id; by insertion, as most values fall at once."""
+    found, size = 0, ids.shape[0]
+    for i in range(values.shape[0]):
+        if not allowed[i] or (found == size and values[i] <= values[ids[size - 1]]):
+            continue
+        found = min(found + 1, size)
+        place = found - 1
+        while place > 0 and values[ids[place - 1]] < values[i]:
+            ids[place] = ids[place - 1]
+            place -= 1
+        ids[place] = i
 
 
 @njit(cache=True)
@@ -113,3 +119,44 @@ def plan(logits, probs, ids, weights, row_weights, natural, protect_root, budget
             _best(logits[row], kept, new_ids[row])
         _weigh(logits[row], probs[row], new_ids[row], kept, kind, new_weights[row])
     return new_ids, new_weights, kept, score
+
+
+@njit(cache=True)
+def count(logits, natural_ids, natural_weights, ids, weights, kept, is_natural, least_change):
+    """`counts.count_routing` of L layers: (score [L, E], mass kept [L], natural, kept, active [L, E], missing [L, T],
+    natural weight kept [L], whether some weight changed by more than `least_change`)."""
+    num_layers, num_rows, num_experts = logits.shape
+    score, mass = np.zeros((num_layers, num_experts), np.float32), np.ones(num_layers, np.float32)
+    natural, active = np.zeros((num_layers, num_experts), np.bool_), np.zeros((num_layers, num_experts), np.bool_)
+    missing, weight_kept = np.zeros((num_layers, num_rows), np.int64), np.empty(num_layers, np.float32)
+    probs, ran, own = (
+        np.empty(num_experts, np.float32),
+        np.empty(num_experts, np.float32),
+        np.empty(num_experts, np.float32),
+    )
+    largest_change = F(0)
+    for n in range(num_layers):
+        survives, whole = F(0), F(0)
+        for row in range(num_rows):
+            _softmax(logits[n, row], probs)
+            for expert in range(num_experts):
+                score[n, expert] += probs[expert]
+                ran[expert], own[expert] = F(0), F(0)
+            for slot in range(ids.shape[2]):
+                ran[ids[n, row, slot]] += weights[n, row, slot]
+                active[n, ids[n, row, slot]] |= is_natural or weights[n, row, slot] != 0
+            for slot in range(natural_ids.shape[2]):
+                expert, weight = natural_ids[n, row, slot], natural_weights[n, row, slot]
+                natural[n, expert], own[expert] = True, weight
+                whole += weight
+                if is_natural or ran[expert] != 0:
+                    survives += weight
+                else:
+                    missing[n, row] += 1
+            for expert in range(num_experts):
+                largest_change = max(largest_change, abs(ran[expert] - own[expert]))
+        weight_kept[n] = survives / whole
+        if not is_natural:
+            mass[n] = score[n][kept[n]].sum() / score[n].sum()
+    found = natural if is_natural else kept
+    return score, mass, natural, found, active, missing, weight_kept, largest_change > least_change

@@ -166,5 +166,5 @@ def _mix(num_rows: int) -> Any:
     return _tile(emit)
 
 
-dots_4, dots_2, dots_1 = _dots(4), _dots(2), _dots(1)
-mix_4, mix_2, mix_1 = _mix(4), _mix(2), _mix(1)
+dots_4, dots_3, dots_2, dots_1 = _dots(4), _dots(3), _dots(2), _dots(1)
+mix_4, mix_3, mix_2, mix_1 = _mix(4), _mix(3), _mix(2), _mix(1)

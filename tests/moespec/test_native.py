@@ -32,7 +32,7 @@ def call(kernel, *arguments):
     return torch.from_numpy(kernel(*(a.numpy() if isinstance(a, torch.Tensor) else a for a in arguments)))
 
 
-@pytest.mark.parametrize("num_rows", [1, 3, 4, 9])  # one, below, at and beyond the four rows that are taken at once
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 9])  # up to the four rows that are taken at once, and beyond
 @pytest.mark.parametrize("num_out", [1, 2, 64, 97])  # half a pair, one, two whole tasks, a task that is half a pair
 @pytest.mark.parametrize("depth", [33, 64])  # without and with tiles
 def test_a_product_is_the_product(num_rows, num_out, depth):
@@ -44,7 +44,7 @@ def test_a_product_is_the_product(num_rows, num_out, depth):
     torch.testing.assert_close(actual_TO.double(), x_TD.double() @ half_OD.double().T, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("num_rows", [1, 3, 4, 9])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 9])
 @pytest.mark.parametrize("num_out", [8, 16, 37])  # below a tile, one, two whole ones and a part
 def test_a_mixture_of_rows_is_the_product_and_stays_inside_its_array(num_rows, num_out):
     shares_TS, values_SO = torch.randn(num_rows, 13), torch.randn(13, num_out)

@@ -1,0 +1,116 @@
+"""What one step's routing comes to: experts natural, kept and active, mass kept, rows displaced, whether it changed.
+
+Owns these definitions, in tensor operations and, for routing in fp32 on the CPU, as one compiled call
+(`native/routing.py`, tested against the same brute force). Knows nothing of models or policies.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moespec.native import load_kernels
+from moespec.step_router import StepRouting
+from moespec.trace import LayerTrace
+
+CHANGED = 1e-6  # routing weights that differ by less are the same up to rounding
+
+
+@dataclass(frozen=True)
+class RoutingCounts:
+    """One step's routing over L layers and T rows; tensors on the host."""
+
+    score_LE: Tensor  # router probability summed over the rows
+    natural_LE: Tensor
+    kept_LE: Tensor
+    active_LE: Tensor
+    ids_LTK: Tensor
+    weights_LTK: Tensor
+    missing_LT: Tensor  # natural (row, expert) pairs that were not run
+    mass_kept_L: Tensor  # share of the score on the shortlist; 1 without a budget
+    natural_weight_kept_L: Tensor
+    changed: bool  # some row's routing differs from the natural one
+
+    def num_experts_by_layer(self) -> tuple[list[int], list[int], list[int]]:
+        """(natural, kept, active) per layer."""
+        natural, kept, active = torch.stack((self.natural_LE, self.kept_LE, self.active_LE)).sum(dim=-1).tolist()
+        return natural, kept, active
+
+    def layer_traces(self, layers: list[int]) -> list[LayerTrace]:
+        """The layers' entries of a StepTrace."""
+        scores = self.score_LE.tolist()
+        natural, kept, active = (_id_lists(sets) for sets in (self.natural_LE, self.kept_LE, self.active_LE))
+        mass, weight = self.mass_kept_L.tolist(), self.natural_weight_kept_L.tolist()
+        displaced = self.missing_LT.sum(dim=1).tolist()
+        ids = self.ids_LTK.to(torch.uint16).numpy()
+        weights = self.weights_LTK.to(torch.float16).numpy()
+        return [
+            LayerTrace(
+                layer=layer,
+                score=[round(value, 4) for value in scores[n]],
+                natural=natural[n],
+                kept=kept[n],
+                active=active[n],
+                ids=base64.b64encode(ids[n].tobytes()).decode(),
+                weights=base64.b64encode(weights[n].tobytes()).decode(),
+                mass_kept=round(mass[n], 6),
+                natural_weight_kept=round(weight[n], 6),
+                num_displaced=displaced[n],
+            )
+            for n, layer in enumerate(layers)
+        ]
+
+
+def count_routing(routing: StepRouting, *, is_natural: bool) -> RoutingCounts:
+    """All layers at once. `is_natural`: no policy acted, so that what the routers chose ran and everything was kept."""
+    weights = (routing.logits_LTE, routing.natural_weights_LTK, routing.weights_LTK)
+    is_plain = all(part.device.type == "cpu" and part.dtype == torch.float32 for part in weights)
+    kernels = load_kernels() if is_plain else None
+    counts = _count(routing, is_natural) if kernels is None else _count_compiled(kernels, routing, is_natural)
+    return RoutingCounts(ids_LTK=routing.ids_LTK.cpu(), weights_LTK=routing.weights_LTK.float().cpu(), **counts)
+
+
+def _count(routing: StepRouting, is_natural: bool) -> dict[str, Any]:
+    logits_LTE = routing.logits_LTE.float()
+    natural_LTE = _dense(routing.natural_ids_LTK, routing.natural_weights_LTK, logits_LTE)
+    chosen_LTE = torch.zeros_like(logits_LTE, dtype=torch.bool).scatter_(2, routing.natural_ids_LTK, True)
+    if is_natural:
+        run_LTE, used_LTE, kept_LE = natural_LTE, chosen_LTE, chosen_LTE.any(dim=1)
+    else:
+        run_LTE = _dense(routing.ids_LTK, routing.weights_LTK, logits_LTE)
+        used_LTE, kept_LE = run_LTE != 0, routing.kept_LE
+    survives_LTE = natural_LTE * used_LTE
+    score_LE = logits_LTE.softmax(dim=-1).sum(dim=1)
+    mass_kept_L = (score_LE * kept_LE).sum(dim=1) / score_LE.sum(dim=1)
+    return {
+        "score_LE": score_LE.cpu(),
+        "mass_kept_L": (torch.ones_like(mass_kept_L) if is_natural else mass_kept_L).cpu(),
+        "natural_LE": chosen_LTE.any(dim=1).cpu(),
+        "kept_LE": kept_LE.cpu(),
+        "active_LE": used_LTE.any(dim=1).cpu(),
+        "missing_LT": (chosen_LTE & ~used_LTE).sum(dim=-1).cpu(),
+        "natural_weight_kept_L": (survives_LTE.sum(dim=(1, 2)) / natural_LTE.sum(dim=(1, 2))).cpu(),
+        "changed": not is_natural and bool(((run_LTE - natural_LTE).abs() > CHANGED).any()),
+    }
+
+
+def _count_compiled(kernels: Any, routing: StepRouting, is_natural: bool) -> dict[str, Any]:
+    names = ("score_LE", "mass_kept_L", "natural_LE", "kept_LE", "active_LE", "missing_LT", "natural_weight_kept_L")
+    *parts, changed = kernels.routing.count(
+        *(routing.logits_LTE.numpy(), routing.natural_ids_LTK.numpy(), routing.natural_weights_LTK.numpy()),
+        *(routing.ids_LTK.numpy(), routing.weights_LTK.numpy(), routing.kept_LE.numpy(), is_natural, CHANGED),
+    )
+    return {**{name: torch.from_numpy(part) for name, part in zip(names, parts, strict=True)}, "changed": changed}
+
+
+def _dense(ids_LTK: Tensor, weights_LTK: Tensor, like_LTE: Tensor) -> Tensor:
+    """Routing weights as fp32 [L, T, E], 0 where an expert is not used."""
+    return torch.zeros_like(like_LTE).scatter_add_(2, ids_LTK, weights_LTK.float())
+
+
+def _id_lists(sets_LE: Tensor) -> list[list[int]]:
+    return [[expert for expert, member in enumerate(row) if member] for row in sets_LE.tolist()]
