@@ -25,7 +25,7 @@ from moespec.train.sources import SOURCES
 from moespec.train.tokenizer import END_OF_TEXT, TURN_END, TURN_START
 
 SHARES = {"tasks": 0.40, "dialogue": 0.27, "facts": 0.15, "prose": 0.13, "code": 0.05}
-SOURCE_WEIGHTS = {"identity": 5.0} | {stem: weight for stem, (_, weight, _) in SOURCES.items()}
+SOURCE_WEIGHTS = {"identity": 5.0, "stories": 5.0} | {stem: weight for stem, (_, weight, _) in SOURCES.items()}
 
 
 def read_documents(folder: Path, stem: str) -> list[dict]:

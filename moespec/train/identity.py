@@ -58,12 +58,12 @@ def identity_documents(rng: random.Random, count: int = 3000) -> Iterator[Docume
         first = rng.randrange(4)
         chosen = [topic for n, topic in enumerate(_TOPICS) if n == first or (n > first and rng.random() < 0.4)]
         turns = [rng.choice(side) for topic in chosen for side in topic]
-        turns[::2] = [_typed(rng, question) for question in turns[::2]]
+        turns[::2] = [as_typed(rng, question) for question in turns[::2]]
         yield {"source": "identity", "group": "dialogue", **chat(*turns)}
 
 
-def _typed(rng: random.Random, question: str) -> str:
-    """As people type."""
+def as_typed(rng: random.Random, question: str) -> str:
+    """As people type: some without a capital, some without a mark."""
     if rng.random() < 0.3:
         question = question[0].lower() + question[1:]
     return question.rstrip(".?!") if rng.random() < 0.2 else question

@@ -9,6 +9,7 @@ import hashlib
 import json
 import lzma
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from moespec.train.filters import rejection_reason
 from moespec.train.identity import identity_documents
 from moespec.train.sources import SOURCES, Document
+from moespec.train.stories import story_documents
 
 HELD_OUT_ONE_IN = 50
 
@@ -43,6 +45,17 @@ def source_documents(path: Path, seed: int) -> Iterator[Document]:
                 yield {"source": stem, "group": group, **document}
 
 
+def unwrapped(document: Document) -> Document:
+    """A storybook without the line breaks of its pages, which fall inside sentences."""
+    if not document["source"].startswith("storybooks"):
+        return document
+    messages = [
+        message | {"content": re.sub(r"(?<![.!?:;,\"”’'])\n(?=\w)|(?<=,)\n", " ", message["content"])}
+        for message in document["messages"]
+    ]
+    return document | {"messages": messages}
+
+
 def open_text(path: Path):
     """A .jsonl or .jsonl.xz file as text lines."""
     if path.suffix == ".xz":
@@ -59,6 +72,7 @@ def prepare(raw: Path, out: Path, seed: int) -> Counter:
     counts: Counter = Counter()
     streams = [source_documents(path, seed) for path in paths]
     streams.append(identity_documents(random.Random(f"{seed}:identity")))
+    streams.append(story_documents(random.Random(f"{seed}:stories")))
     with (
         lzma.open(out / "train.jsonl.xz", "wt", preset=1, encoding="utf-8") as train,
         lzma.open(out / "heldout.jsonl.xz", "wt", preset=1, encoding="utf-8") as held_out,
@@ -68,6 +82,7 @@ def prepare(raw: Path, out: Path, seed: int) -> Counter:
                 reason = rejection_reason(document_text(document))
                 counts[document["source"], reason or "used"] += 1
                 if reason is None:
-                    file = held_out if is_held_out(document) else train
+                    # The split is by the text as it came: joining its lines must not move a document.
+                    file, document = (held_out, document) if is_held_out(document) else (train, unwrapped(document))
                     file.write(json.dumps(document, ensure_ascii=False) + "\n")
     return counts
