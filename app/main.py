@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -31,9 +32,14 @@ ENDINGS = {
     "stopped": "Stopped.",
     "stop": "Ended at a stop text.",
 }
-REFUSED = 0  # no ticket
-NOTHING_NEW = tuple(gr.skip() for _ in range(4))
 History = list[dict[str, Any]]
+
+
+class Visit(NamedTuple):
+    """Whose answer it is, and which of theirs."""
+
+    session: str
+    ticket: int
 
 
 def build_app(service: Service) -> gr.Blocks:
@@ -76,42 +82,38 @@ def build_app(service: Service) -> gr.Blocks:
 def _wire(page: gr.Blocks, service: Service, controls: Controls, **parts: Any) -> None:
     chat, prompt, live, plot = parts["chat"], parts["prompt"], parts["live"], parts["plot"]
 
-    def ask(text: str, history: History, request: gr.Request) -> tuple:
+    def ask(request: gr.Request, text: str, history: History, *values: Any) -> tuple:
         try:
             if not text.strip():
                 raise ValueError("Write something first: the message is empty.")
+            read(values)  # what cannot be answered changes nothing
             ticket, frame = _join_queue(service, request)
             return "", _shown([*_plain(history), {"role": "user", "content": text}]), frame, ticket
         except ValueError as error:
-            return gr.skip(), gr.skip(), _refusal(error), REFUSED
+            return gr.skip(), gr.skip(), _refusal(error), gr.skip()
 
-    def ask_again(history: History, request: gr.Request) -> tuple:
+    def ask_again(request: gr.Request, history: History, *values: Any) -> tuple:
         messages = _plain(history)
         while messages and messages[-1]["role"] == "assistant":
             messages.pop()
         try:
+            read(values)
             ticket, frame = _join_queue(service, request)
             return _shown(messages), frame, ticket
         except ValueError as error:
-            return gr.skip(), _refusal(error), REFUSED
+            return gr.skip(), _refusal(error), gr.skip()
 
     def answer(request: gr.Request, ticket: int, history: History, *values: Any) -> Iterator[tuple]:
-        session = request.session_hash or ""
-        if ticket == REFUSED:
-            yield NOTHING_NEW
-        elif not service.expects(session, ticket):
-            yield gr.skip(), notice("done", "Stopped before it began."), gr.skip(), gr.skip()
-        else:
-            try:
-                yield from _answer(service, _plain(history), values, session)
-            finally:
-                service.leave(session, ticket)
+        visit = Visit(request.session_hash or "", ticket)
+        try:
+            yield from _answer(service, _plain(history), values, visit)
+        finally:
+            service.leave(*visit)
 
     def move(request: gr.Request, *values: Any) -> None:
-        try:
+        # A number is sent while it is typed: what is not a setting yet is passed over, and named when it is asked with.
+        with contextlib.suppress(ValueError, TypeError):
             service.update(request.session_hash or "", *read_live(values))
-        except ValueError as error:
-            gr.Warning(str(error))
 
     def halt(request: gr.Request) -> None:
         service.stop(request.session_hash or "")
@@ -119,8 +121,11 @@ def _wire(page: gr.Blocks, service: Service, controls: Controls, **parts: Any) -
     def gone(request: gr.Request) -> None:
         service.leave(request.session_hash or "")
 
-    written = [chat, live, plot, prompt]
-    ticket = gr.State(REFUSED)
+    def clear(request: gr.Request) -> tuple:
+        service.leave(request.session_hash or "")
+        return notice("idle"), None
+
+    ticket = gr.State(0)  # of the answer asked for last
     engine_turn = {
         "concurrency_limit": 1,
         "concurrency_id": "engine",
@@ -128,14 +133,16 @@ def _wire(page: gr.Blocks, service: Service, controls: Controls, **parts: Any) -
         # By default the browser drops an answer that is asked for before it has heard of the last one's end.
         "trigger_mode": "multiple",
     }
-    asked = prompt.submit(ask, [prompt, chat], [prompt, chat, live, ticket], queue=False, show_progress="hidden")
-    asked.then(answer, [ticket, chat, *controls.all], written, **engine_turn)
-    again = chat.retry(ask_again, [chat], [chat, live, ticket], queue=False, show_progress="hidden")
-    again.then(answer, [ticket, chat, *controls.all], written, **engine_turn)
-    gr.on([widget.change for widget in controls.live], move, controls.live, None, queue=False, show_progress="hidden")
+    at_once = {"queue": False, "show_progress": "hidden"}
+    asked = {"concurrency_limit": None, "show_progress": "hidden"}  # queued, or no change of the ticket is told
+    prompt.submit(ask, [prompt, chat, *controls.all], [prompt, chat, live, ticket], **asked)
+    chat.retry(ask_again, [chat, *controls.all], [chat, live, ticket], **asked)
+    # Only who was given a ticket waits for the engine.
+    ticket.change(answer, [ticket, chat, *controls.all], [chat, live, plot, prompt], **engine_turn)
+    gr.on([widget.change for widget in controls.live], move, controls.live, None, preprocess=False, **at_once)
     controls.lossless.change(lambda on: gr.Slider(interactive=not on), controls.lossless, controls.budget, queue=False)
     parts["stop"].click(halt, None, None, queue=False)
-    chat.clear(lambda: (notice("idle"), None), None, [live, plot], queue=False)
+    chat.clear(clear, None, [live, plot], queue=False)
     page.unload(gone)
 
     def ready(budget: float) -> tuple:
@@ -153,7 +160,7 @@ def _join_queue(service: Service, request: gr.Request) -> tuple[int, dict]:
     if place.num_before == 0:
         return place.ticket, notice("waiting", "Reading the prompt…")
     others = "Another visitor's answer is" if place.num_before == 1 else f"{place.num_before} visitors' answers are"
-    message = f"{others} written first: one at a time, so that figures stay true. Yours is next in line."
+    message = f"{others} written first: one at a time, so that figures stay true. Yours comes after."
     return place.ticket, notice("waiting", message)
 
 
@@ -163,7 +170,7 @@ def _refusal(error: ValueError) -> dict:
     return notice("error", str(error))
 
 
-def _answer(service: Service, messages: History, values: tuple, session: str) -> Iterator[tuple]:
+def _answer(service: Service, messages: History, values: tuple, visit: Visit) -> Iterator[tuple]:
     """(chat, live frame, plot, prompt) at most 20 times a second; the plot once, at the end."""
     try:
         settings = read(values)
@@ -174,17 +181,22 @@ def _answer(service: Service, messages: History, values: tuple, session: str) ->
         )
         run = LiveRun(service.piece, service.info.num_experts)
         answered = {"role": "assistant", "content": ""}
-        layers = []
-        for steps in service.stream(session, kept, settings.generation, settings.budget, settings.tree):
+        layers, frame = [], notice("done", "Stopped before it began.")
+        for steps in service.stream(*visit, kept, settings.generation, settings.budget, settings.tree):
+            if not service.expects(*visit):  # cleared: frames that were on their way have filled the chat again
+                yield [], notice("idle"), None, gr.skip()
+                return
             answered["content"] += "".join(step.text for step in steps)
             layers += [step.layers for step in steps if step.layers]
             ending = _ending(steps[-1].summary)
             frame = run.frame(steps, " ".join(filter(None, [message, ending])))
             yield _shown([*messages, answered]), frame, gr.skip(), gr.skip()
+        figure = gr.skip()
         if layers:
             from app.plots import expert_figure  # plotly takes a second, and only this needs it
 
-            yield gr.skip(), gr.skip(), expert_figure(layers, service.info.num_experts), gr.skip()
+            figure = expert_figure(layers, service.info.num_experts)
+        yield gr.skip(), frame, figure, gr.skip()
     except ValueError as error:
         # Nothing is lost: the message goes back to where it can be changed.
         yield _shown(messages[:-1]), _refusal(error), gr.skip(), messages[-1]["content"]
@@ -204,8 +216,12 @@ def _device_line(service: Service) -> str:
 
 
 def _shown(messages: History) -> History:
-    """Messages as the chat shows them. It renders HTML even without Markdown: what anyone wrote is shown as text."""
-    return [message | {"content": html.escape(message["content"], quote=False)} for message in messages]
+    """Messages as the chat shows them: as text, for it renders HTML even without Markdown, and in parts, for it takes
+    the indentation off what is not."""
+    return [
+        message | {"content": [{"type": "text", "text": html.escape(message["content"], quote=False)}]}
+        for message in messages
+    ]
 
 
 def _plain(history: History) -> History:

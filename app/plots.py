@@ -15,10 +15,13 @@ MASS_SCALE = "Viridis"  # perceptually uniform
 
 
 def expert_figure(steps: Sequence[Sequence[LayerTrace]], num_experts: int) -> go.Figure:
-    """Heat map of mean router mass by layer and expert, and each layer's tail: its experts sorted by that mass."""
+    """Heat map of mean router mass by layer and expert, and each layer's tail: the mass beyond a step's n heaviest."""
     layers = [layer.layer for layer in steps[0]]
     mass_SLE = np.array([[layer.score for layer in step] for step in steps])
-    mass_LE = (mass_SLE / mass_SLE.sum(axis=2, keepdims=True)).mean(axis=0)
+    mass_SLE /= mass_SLE.sum(axis=2, keepdims=True)
+    mass_LE = mass_SLE.mean(axis=0)
+    # Sorted step by step: a budget chooses anew in each, and the heaviest experts of one are not those of the next.
+    beyond_LE = np.clip(1 - np.sort(mass_SLE, axis=2)[:, :, ::-1].cumsum(axis=2).mean(axis=0), 0, 1)
     natural_LE, active_LE = (_how_often(steps, name, num_experts) for name in ("natural", "active"))
     figure = make_subplots(
         rows=1,
@@ -40,8 +43,7 @@ def expert_figure(steps: Sequence[Sequence[LayerTrace]], num_experts: int) -> go
         row=1,
         col=1,
     )
-    for number, mass_E in zip(layers, mass_LE, strict=True):
-        beyond_E = np.clip(1 - np.sort(mass_E)[::-1].cumsum(), 0, 1)
+    for number, beyond_E in zip(layers, beyond_LE, strict=True):
         figure.add_trace(
             go.Scatter(
                 x=list(range(1, num_experts + 1)),

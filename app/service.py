@@ -137,18 +137,30 @@ class Service:
                     return messages
             except ValueError:  # longer than the context by itself
                 pass
-            messages = messages[2:]
+            messages = messages[1:]
+            while len(messages) > 1 and messages[0]["role"] == "assistant":
+                messages = messages[1:]
         self.engine.encode(messages)
         return messages
 
     def stream(
-        self, session: str, messages: list[dict], generation: GenerationConfig, budget: BudgetConfig, tree: TreeConfig
+        self,
+        session: str,
+        ticket: int,
+        messages: list[dict],
+        generation: GenerationConfig,
+        budget: BudgetConfig,
+        tree: TreeConfig,
     ) -> Iterator[Step]:
-        """The steps since the last frame, at most 20 times a second, the last ones always. Closing it stops the run."""
-        place = self._places.get(session)
-        if place is None:
-            return
-        place.begun = True
+        """The steps since the last frame, at most 20 times a second, the last ones always. Closing it stops the run.
+
+        Nothing for a ticket that was given back.
+        """
+        with self._lock:
+            place = self._places.get(session)
+            if place is None or place.ticket != ticket:
+                return
+            place.begun = True
         pending: Step = []
         shown = 0.0
         try:

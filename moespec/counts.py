@@ -1,4 +1,4 @@
-"""What one step's routing comes to: experts natural, kept and active, mass kept, rows displaced, whether it changed.
+"""What one step's routing comes to: experts natural, kept and active, mass kept, what was not run, whether it changed.
 
 Owns these definitions, in tensor operations and, for routing in fp32 on the CPU, as one compiled call
 (`native/routing.py`, tested against the same brute force). Knows nothing of models or policies.
@@ -99,10 +99,14 @@ def _count(routing: StepRouting, is_natural: bool) -> dict[str, Any]:
 
 
 def _count_compiled(kernels: Any, routing: StepRouting, is_natural: bool) -> dict[str, Any]:
+    ids = routing.ids_LTK.numpy()
+    num_experts = routing.logits_LTE.shape[-1]
+    if not 0 <= ids.min() <= ids.max() < num_experts:
+        raise ValueError(f"the expert policy chose experts {ids.min()} to {ids.max()} of {num_experts}.")
     names = ("score_LE", "mass_kept_L", "natural_LE", "kept_LE", "active_LE", "missing_LT", "natural_weight_kept_L")
     *parts, changed = kernels.routing.count(
         *(routing.logits_LTE.numpy(), routing.natural_ids_LTK.numpy(), routing.natural_weights_LTK.numpy()),
-        *(routing.ids_LTK.numpy(), routing.weights_LTK.numpy(), routing.kept_LE.numpy(), is_natural, CHANGED),
+        *(ids, routing.weights_LTK.numpy(), routing.kept_LE.numpy(), is_natural, CHANGED),
     )
     return {**{name: torch.from_numpy(part) for name, part in zip(names, parts, strict=True)}, "changed": changed}
 

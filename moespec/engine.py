@@ -89,8 +89,8 @@ class Engine:
         attached = Target(model, tokenizer)
         try:
             found = find_drafter(drafter, attached, folder)
-        except ValueError:
-            attached.close()
+        except BaseException:
+            attached.close()  # the model is its owner's: whatever happened, it is given back as it was
             raise
         if found is not None:
             attached.tap(found.tap_layers)
@@ -131,7 +131,7 @@ class Engine:
             device=self.card(),
             model={"name": info.model_name, "num_experts": info.num_experts, "top_k": info.top_k},
             drafter=None if self.drafter is None else {"name": self.drafter.name},
-            prompt=prompt if isinstance(prompt, str | list) else list(prompt),
+            prompt=prompt if isinstance(prompt, str | list) else prompt.tolist(),
         )
 
     def encode(self, prompt: str | list | Tensor, generation: GenerationConfig | None = None) -> list[int]:

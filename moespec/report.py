@@ -65,7 +65,7 @@ class TreeOpinions:
     def of(cls, tree: DraftTree, logits_TV: Tensor, verdict: Verdict) -> TreeOpinions:
         ids_TA, logp_TA = likeliest(logits_TV, NUM_ALTERNATIVES)
         up_T = tree.parents_T.clamp(min=0)
-        lead_T = logits_TV[up_T, tree.tokens_T] - logits_TV[up_T, ids_TA[:, 0][up_T]]
+        lead_T = logits_TV[up_T, tree.tokens_T].float() - logits_TV[up_T, ids_TA[:, 0][up_T]].float()
         return cls(tree, verdict, ids_TA, logp_TA, lead_T)
 
     def trace(self, missing_T: Tensor, pieces: Pieces) -> TreeTrace:

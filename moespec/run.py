@@ -130,7 +130,8 @@ class Run:
             settings=step_settings(budget, self._effective_budget(budget) if policy else None, tree_config),
             draft_ms=(drafted - began) * 1e3,
             verify_ms=(verified - drafted) * 1e3,
-            tree=(tree, logits_TV, verdict),
+            # Of a step that an end cut short, the rows behind the end were not accepted.
+            tree=(tree, logits_TV, Verdict(verdict.path[: len(emitted) + 1], emitted)),
             counts=counts,
         )
         return self._finished(facts, began=began)

@@ -67,7 +67,7 @@ def likeliest(logits_TV: Tensor, num_best: int) -> tuple[Tensor, Tensor]:
         ids, logp = kernels.head.best_of(logits_TV.contiguous().numpy(), num_best)
         return torch.from_numpy(ids), torch.from_numpy(logp)
     top = logits_TV.topk(num_best, dim=-1)
-    return top.indices, top.values - logits_TV.logsumexp(dim=-1, keepdim=True)
+    return top.indices, top.values.float() - logits_TV.float().logsumexp(dim=-1, keepdim=True)
 
 
 def _mix(seed: int, position: int) -> int:

@@ -71,6 +71,9 @@ class Target:
         changed, self._versions = versions != self._versions, versions
         if changed and self._lean is not None:
             self._lean = self._find_lean()
+        elif changed:
+            for linear in self._packed:
+                linear.forward = self._packed_forward(linear)  # type: ignore[method-assign, assignment]
         return changed
 
     def _probe_top_k(self, router: nn.Module) -> int:

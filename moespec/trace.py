@@ -44,7 +44,7 @@ class TreeTrace:
 class LayerTrace:
     """One MoE layer of one step.
 
-    score: router mass per expert, summed over the rows (by the score in force when a budget acts); natural, kept,
+    score: router probability per expert, summed over the rows, whatever the budget ranks by; natural, kept,
     active: expert ids; ids and weights: [T, K] routing that was run, base64 of uint16 and float16, row-major.
     """
 

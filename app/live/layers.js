@@ -86,7 +86,7 @@ function drawTail() {
   }
   const row = chosenRow();
   const sorted = Array.from({ length: layers.num_experts }, (_, expert) => ({ expert, ...cell(row, expert) }));
-  // What the budget kept stands first: by the score in force the cut is then one line.
+  // What the budget kept stands first, whatever it was ranked by: the cut is then one line.
   sorted.sort((a, b) => (b.state & KEPT) - (a.state & KEPT) || b.share - a.share);
   const budgeted = layers.mass_kept.some((share) => share < 1);
   const numKept = sorted.filter(({ state }) => state & KEPT).length;
@@ -114,10 +114,11 @@ function drawTail() {
     pen.textAlign = "start";
   }
   drawLost(pen, width, height);
-  const natural = sorted.filter(({ state }) => state & NATURAL).length;
+  const natural = sorted.filter(({ state }) => state & NATURAL);
+  const read = natural.filter(({ state }) => state & ACTIVE).length;
   lost.textContent = budgeted
-    ? `${numKept} kept of ${natural} natural, ${percent(1 - layers.mass_kept[row])} of the router mass lost`
-    : `${natural} natural, nothing lost`;
+    ? `${read} of ${natural.length} natural experts read; ${percent(1 - layers.mass_kept[row])} of the router mass is beyond the cut`
+    : `${natural.length} natural experts, all read`;
   tailView.setAttribute("aria-label", `Layer ${layers.numbers[row]}: ${lost.textContent}.`);
 }
 

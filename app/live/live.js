@@ -1,7 +1,7 @@
 // Takes frames (see live.py) and hands them to the panels, at most once per animation frame.
 const tokensView = find(".mss-tokens"), messageView = find(".mss-message");
 const SEPARATOR = "\x1f";
-let shown = { tokens: "", count: 0 }, waiting = false;
+let shown = { tokens: "", count: 0 }, waiting = false, panels = {};
 
 function figure(name, text) {
   const view = find(`[data-figure="${name}"]`);
@@ -10,7 +10,11 @@ function figure(name, text) {
 const number = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 
 function drawFigures({ figures, settings }) {
-  if (!figures) return;
+  if (!figures) {
+    for (const name of ["tokens_per_s", "accepted", "experts", "mass", "lossless"]) figure(name, "–");
+    figure("force", "against the target alone");
+    return;
+  }
   figure("tokens_per_s", number(figures.tokens_per_s, 1));
   figure("accepted", number(figures.accepted, 2));
   figure("experts", figures.natural === null ? "–" : `${number(figures.natural, 1)} → ${number(figures.active, 1)}`);
@@ -47,11 +51,12 @@ function draw() {
   root.dataset.step = frame.figures ? frame.figures.step : "";
   root.dataset.budget = frame.settings ? String(frame.settings.budget) : "";
   if (messageView.textContent !== (frame.message || "")) messageView.textContent = frame.message || "";
-  if (!frame.figures && frame.status !== "idle") return; // a notice leaves the last answer's panels as they are
-  drawTokens(frame.tokens || "", frame.origins || "");
-  drawFigures(frame);
-  drawTree(frame.tree);
-  drawLayers(frame.layers);
+  // A notice leaves the last answer's panels, which a new size or theme draws again.
+  if (frame.figures || frame.status === "idle") panels = frame;
+  drawTokens(panels.tokens || "", panels.origins || "");
+  drawFigures(panels);
+  drawTree(panels.tree);
+  drawLayers(panels.layers);
 }
 function soon() {
   if (waiting) return;

@@ -7,6 +7,7 @@ Gradio sends differences. Knows nothing of the engine: it sees StepTraces.
 from __future__ import annotations
 
 import base64
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from moespec.trace import LayerTrace
 SEPARATOR = "\x1f"  # between tokens; taken out of their text
 ORIGINS = "0123456789abcdefg"  # one character per token: 0 is the target's own, else the depth of the accepted draft
 NATURAL, KEPT, ACTIVE = 1, 2, 4
+LEAST_P = 1e-6  # a trace has six digits
 MASS_STEPS = (1 << 13) - 1  # a cell is 13 bits of mass share and 3 bits of state
 _FOLDER = Path(__file__).parent
 _SCRIPTS = ("draw.js", "tree.js", "layers.js", "live.js")
@@ -38,7 +40,7 @@ def live_panels() -> gr.HTML:
 
 
 def notice(status: str, message: str = "") -> dict[str, Any]:
-    """A frame without a step: "idle", "waiting" or "error", and a sentence for the visitor."""
+    """A frame without a step: "idle", "waiting", "error" or "done", and a sentence for the visitor."""
     return {"status": status, "message": message}
 
 
@@ -48,10 +50,10 @@ class LiveRun:
     def __init__(self, piece: Callable[[int], str], num_experts: int) -> None:
         self._piece, self._num_experts = piece, num_experts
         self._tokens, self._origins = "", ""
-        self._num_tokens = self._num_steps = 0
-        self._first_ms = 0.0
+        self._num_tokens = self._num_steps = self._num_accepted = 0
+        self._engine_ms = 0.0  # the page's own work between two steps is not the method's
         self._drawn: StepTrace | None = None
-        self._by_tree_step: dict[str, list[float]] = {"natural": [], "kept": [], "active": [], "mass": []}
+        self._by_tree_step: dict[str, list[float]] = {"natural": [], "active": [], "mass": []}
 
     def frame(self, steps: list[StepTrace], message: str = "") -> dict[str, Any]:
         """The frame after these further steps."""
@@ -72,7 +74,6 @@ class LiveRun:
                 "budget": drawn.settings.effective_budget,
                 "coverage": drawn.settings.coverage,
                 "policy": drawn.settings.policy,
-                "tree": drawn.settings.tree,
             },
             "tree": _tree(drawn),
             "layers": _layers(drawn.layers, self._num_experts),
@@ -83,29 +84,27 @@ class LiveRun:
             self._tokens += self._piece(token).replace(SEPARATOR, "") + SEPARATOR
             self._origins += ORIGINS[origin]
         if step.kind == "prefill":
-            self._first_ms = step.t_ms
             return
         self._num_tokens += len(step.token_ids)
+        self._num_accepted += sum(origin > 0 for origin in step.origins)
         self._num_steps += 1
+        self._engine_ms += step.draft_ms + step.verify_ms + step.other_ms
         if step.kind == "tree":
-            for name in ("natural", "kept", "active"):
+            for name in ("natural", "active"):
                 by_layer = getattr(step, f"experts_{name}")
                 self._by_tree_step[name].append(sum(by_layer) / len(by_layer))
             self._by_tree_step["mass"].append(step.mass_kept)
 
     def _figures(self, newest: StepTrace) -> dict[str, Any]:
-        seconds = (newest.t_ms - self._first_ms) / 1e3
         means = {name: _mean(values) for name, values in self._by_tree_step.items()}
         return {
             "step": newest.step,
-            "tokens_per_s": _rounded(self._num_tokens / seconds, 1) if seconds > 0 else None,
-            "accepted": _rounded(self._num_tokens / self._num_steps - 1, 2) if self._num_steps else None,
+            "tokens_per_s": _rounded(1e3 * self._num_tokens / self._engine_ms, 1) if self._engine_ms else None,
+            "accepted": _rounded(self._num_accepted / self._num_steps, 2) if self._num_steps else None,
             "natural": _rounded(means["natural"], 1),
-            "kept": _rounded(means["kept"], 1),
             "active": _rounded(means["active"], 1),
             "mass": _rounded(means["mass"], 3),
             "lossless": newest.lossless,
-            "ms": [round(ms, 1) for ms in (newest.draft_ms, newest.verify_ms, newest.other_ms)],
         }
 
 
@@ -117,7 +116,7 @@ def _tree(step: StepTrace) -> dict[str, Any] | None:
         "pieces": tree.pieces,
         "parents": tree.parents,
         "depths": tree.depths,
-        "draft_p": [round(p, 3) for p in tree.draft_p],
+        "draft_logp": [round(math.log(max(p, LEAST_P)), 2) for p in tree.draft_p],
         "accepted": [int(yes) for yes in tree.accepted],
         "missing": tree.missing,
     }

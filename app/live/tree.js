@@ -50,7 +50,7 @@ function drawTree(tree) {
     const group = svgChild(treeView, "g", { class: kind, transform: `translate(${x(node)},${y(node)})` });
     const round = node === 0 ? boxHeight / 2 : 3;
     svgChild(group, "rect", { x: 0, y: -boxHeight / 2, width: boxWidth, height: boxHeight, rx: round });
-    const logp = node === 0 ? "" : Math.log(Math.max(tree.draft_p[node], 1e-9)).toFixed(2).replace("-", "−");
+    const logp = node === 0 ? "" : tree.draft_logp[node].toFixed(2).replace("-", "−");
     const missing = tree.missing[node] ? ` −${tree.missing[node]}` : "";
     const note = boxWidth > 84 ? logp + (missing && ` ·${missing}`) : "";
     const room = note ? letters - Math.ceil(note.length * 0.82) - 1 : letters;

@@ -10,9 +10,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -207,7 +209,13 @@ def load_head(folder: Path, num_target_layers: int) -> Eagle3Head:
     verify_manifest(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: it is no draft head.")
-    head = Eagle3Head(Eagle3Config.from_json(json.loads((folder / "config.json").read_text()), num_target_layers))
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        head = Eagle3Head(Eagle3Config.from_json(values, num_target_layers))
+    except KeyError as error:
+        raise ValueError(f"{folder}/config.json has no {error}: it is no draft head's.") from error
+    except (AttributeError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder}/config.json cannot be read ({error}): fetch it again.") from error
     tensors = _read_tensors(folder)
     head.embeddings = tensors.pop("embed_tokens.weight", None)
     expected = head.state_dict()
@@ -224,12 +232,17 @@ def load_head(folder: Path, num_target_layers: int) -> Eagle3Head:
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    shards = sorted(folder.glob("*.safetensors"))
-    if shards:
-        return {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
-    if (folder / "pytorch_model.bin").is_file():
-        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
-    raise ValueError(f"{folder} has neither model.safetensors nor pytorch_model.bin.")
+    files = sorted(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model.bin"))
+    if not files:
+        raise ValueError(f"{folder} has neither model.safetensors nor pytorch_model.bin.")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            is_pickled = file.suffix == ".bin"
+            tensors |= torch.load(file, map_location="cpu", weights_only=True) if is_pickled else load_file(file)
+        except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+            raise ValueError(f"{file} is damaged or cut short ({error}): fetch it again.") from error
+    return tensors
 
 
 def save_head(head: Eagle3Head, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:

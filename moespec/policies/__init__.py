@@ -1,1 +1,1 @@
-"""Expert policies: the interface, and the rivals of MoE-Spec behind it."""
+"""Expert policies: the interface. MoE-Spec itself is `moespec/budget.py`."""

@@ -131,12 +131,12 @@ def test_a_message_sent_at_the_very_end_of_an_answer_is_answered(visitor):
 
 
 def test_a_second_visitor_is_told_to_wait_and_served(visitor, browser, address):
+    second = Visitor(browser, address)
     visitor.ask_for_a_long_answer("Tell me a long story about a cat.")
     visitor.wait("writing")
-    second = Visitor(browser, address)
     second.ask("What is 2 + 3?")
     second.wait("waiting")
-    expect(second.page.locator(".mss-message")).to_contain_text("next in line")
+    expect(second.page.locator(".mss-message")).to_contain_text("Yours comes after")
     visitor.page.click("#stop")
     visitor.wait("done")
     second.wait("done")
@@ -200,6 +200,68 @@ def test_retry_and_clear(visitor):
     visitor.wait("idle")
     expect(page.locator("#chat .bot")).to_have_count(0)
     assert page.locator(".mss-tokens span").count() == 0
+
+
+def test_clear_takes_back_the_answer_that_is_being_written(visitor):
+    page = visitor.page
+    visitor.ask_for_a_long_answer("Tell me a long story about a cow.")
+    page.wait_for_function("document.querySelectorAll('.mss-tokens span').length > 4", timeout=LONG)
+    page.get_by_label("Clear").click()
+    page.wait_for_timeout(1500)  # what was still on its way has come by then
+    visitor.wait("idle")
+    expect(page.locator("#chat .user")).to_have_count(0)
+    assert page.locator(".mss-tokens span").count() == 0
+    expect(page.locator('[data-figure="tokens_per_s"]')).to_have_text("–")
+
+
+def test_refused_messages_stand_in_nobodys_way(visitor):
+    page = visitor.page
+    visitor.ask_for_a_long_answer("Tell me a long story about a hen.")
+    visitor.wait("writing")
+    for _ in range(20):
+        visitor.ask(" ")
+    page.click("#stop")
+    page.get_by_role("tab", name="How to write").click()
+    page.get_by_label("Keep writing").uncheck()
+    page.wait_for_timeout(500)
+    visitor.ask("What is 2 + 2?")
+    expect(page.locator("#chat .bot")).to_have_count(2, timeout=LONG)
+    visitor.wait("done")
+
+
+def test_a_number_is_typed_digit_by_digit_without_complaints(visitor):
+    page = visitor.page
+    field = page.get_by_label("number input for Experts per layer")
+    field.fill("")
+    field.press_sequentially("20", delay=80)
+    field.press("Tab")
+    page.wait_for_timeout(500)
+    assert page.locator(".toast-body").count() == 0
+    visitor.ask("What is 12 + 30?")
+    page.wait_for_selector(f'{FRAME}[data-budget="20"]', timeout=LONG)
+    visitor.wait("done")
+
+
+def test_a_retry_with_settings_that_are_none_loses_nothing(visitor):
+    page = visitor.page
+    visitor.ask("What is 12 + 30?")
+    visitor.wait("done")
+    page.get_by_role("tab", name="How to write").click()
+    page.get_by_label("Seed").fill("")
+    page.get_by_label("Seed").press("Tab")
+    page.get_by_label("Retry").last.click()
+    visitor.wait("error")
+    expect(page.locator(".mss-message")).to_contain_text("seed")
+    expect(page.locator("#chat .user")).to_have_count(1)
+    expect(page.locator("#chat .bot")).to_have_count(1)
+
+
+def test_a_message_is_read_as_it_was_written(visitor):
+    visitor.page.fill("#prompt textarea", "  Repeat:\n    a\tb\n    c")
+    visitor.page.press("#prompt textarea", "Enter")
+    visitor.wait("done")
+    shown = visitor.page.locator("#chat .user .message-content").last.text_content()
+    assert "  Repeat:\n    a\tb\n    c" in shown
 
 
 def test_a_phone_needs_no_sideways_scrolling(browser, address):

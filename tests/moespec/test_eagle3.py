@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 
-from moespec import DraftContext, TreeConfig
+from moespec import DraftContext, Engine, TreeConfig
 from moespec.drafters.eagle3 import Eagle3Drafter, make_pass
 from moespec.drafters.head import Eagle3Config, Eagle3Head, load_head, save_head
 from moespec.drafters.torch_pass import TorchPass
+from tests.conftest import tiny_model
 
 VOCAB, NUM_COMMITTED = 31, 9
 
@@ -122,3 +123,23 @@ def test_the_native_layout_survives_a_round_trip_and_names_what_is_missing(tmp_p
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"missing \['fc.weight'\]"):
         load_head(tmp_path, num_target_layers=6)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("config.json", "{}", "no 'hidden_size'"),
+        ("config.json", "{", "cannot be read"),
+        ("config.json", "[1]", "cannot be read"),
+        ("model.safetensors", "abc", "damaged or cut short"),
+    ],
+)
+def test_a_broken_head_is_named_in_a_sentence_and_the_model_given_back(tmp_path, name, content, sentence):
+    save_head(tiny_head(), tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=sentence):
+        load_head(tmp_path, num_target_layers=6)
+    model = tiny_model("olmoe")
+    with pytest.raises(ValueError, match=sentence):
+        Engine.from_model(model, drafter=tmp_path)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

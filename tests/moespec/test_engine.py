@@ -21,6 +21,7 @@ from moespec import (
 from moespec.budget import MoESpec
 from moespec.kv_cache import TreeCache
 from moespec.run import Conversation
+from moespec.trace import read_trace, write_trace
 from tests.conftest import VOCAB, tiny_model
 from tests.drafters import PlantingDrafter
 
@@ -226,6 +227,23 @@ def test_the_context_is_filled_to_its_last_position():
     last = run(engine, prompt=long)[-1]
     assert last.summary.finish_reason == "context"
     assert last.summary.token_ids == reference_ids(model, long, 12)[500:]
+
+
+def test_a_trace_of_token_ids_in_a_tensor_can_be_written(tmp_path):
+    engine, _ = planted_engine("olmoe")
+    header = engine.header(prompt(), GenerationConfig(), BudgetConfig(), TreeConfig())
+    write_trace(tmp_path / "trace.jsonl", header, run(engine))
+    assert read_trace(tmp_path / "trace.jsonl")[0].prompt == prompt().tolist()
+
+
+def test_a_policy_that_chooses_no_expert_of_the_model_is_refused():
+    class Beyond:
+        def plan(self, scores: RouterScores, context: TreeContext) -> ExpertPlan:
+            return ExpertPlan(scores.natural_ids_TK + scores.num_experts, torch.zeros_like(scores.natural_weights_TK))
+
+    engine, _ = planted_engine("qwen3_moe")
+    with pytest.raises((ValueError, IndexError)):
+        run(engine, budget=BudgetConfig(policy=Beyond()))
 
 
 def test_trace_survives_json():

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from moespec import Engine, GenerationConfig
 from moespec.dense import MIN_PACKED_SIZE, PackedLinear, grouped_attention
 from moespec.experts import CpuExperts, reference_experts
 from moespec.target import Target
-from tests.conftest import tiny_model
+from tests.conftest import VOCAB, tiny_model
 
 NUM_EXPERTS, TOP_K = 12, 3
 
@@ -68,6 +69,22 @@ def test_grouped_attention_is_attention():
         scores = query[0, head].double() @ key[0, head // 3].double().T * 0.3 + mask[0, 0].double()
         expected = scores.softmax(-1) @ value[0, head // 3].double()
         torch.testing.assert_close(out[0, :, head].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_whose_weights_were_written_to_is_followed():
+    """By an engine whose steps run packed layers: OLMoE's queries are normalised across heads."""
+    model = tiny_model("olmoe")
+    width = model.config.hidden_size
+    model.lm_head = torch.nn.Linear(width, MIN_PACKED_SIZE // width, bias=False)
+    engine = Engine.from_model(model)
+    ids, generation = [3, 1, 4, 1, 5], GenerationConfig(max_new_tokens=8, ignore_eos=True)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            model.lm_head.weight.copy_(torch.randn_like(model.lm_head.weight))
+            model.lm_head.weight[VOCAB:] = 0  # words that it cannot read again
+        expected = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=8)[0, len(ids) :].tolist()
+        assert [*engine.generate(ids, generation)][-1].summary.token_ids == expected
 
 
 def test_close_gives_every_layer_its_forward_back():

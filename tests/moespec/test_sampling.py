@@ -11,11 +11,12 @@ import itertools
 import math
 from collections import Counter
 
+import pytest
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from moespec.config import GenerationConfig
-from moespec.sampling import choose_tokens, process_logits
+from moespec.sampling import choose_tokens, likeliest, process_logits
 from moespec.types import DraftTree, ancestor_mask
 from moespec.verify import verify_tree
 
@@ -112,3 +113,12 @@ def test_processors_equal_transformers():
             warpers.append(TopPLogitsWarper(top_p))
         expected = warpers(torch.zeros(6, 1, dtype=torch.long), logits_TV.clone())
         assert torch.equal(process_logits(logits_TV, temperature, top_k, top_p), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_likeliest_tokens_have_their_probabilities(dtype):
+    logits_TV = (8 * torch.randn(4, 300, generator=torch.Generator().manual_seed(3))).to(dtype)
+    ids_TA, logp_TA = likeliest(logits_TV, 5)
+    expected = logits_TV.double().log_softmax(-1).sort(dim=-1, descending=True)
+    torch.testing.assert_close(logp_TA.double(), expected.values[:, :5], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits_TV.double().log_softmax(-1).gather(1, ids_TA), expected.values[:, :5])
