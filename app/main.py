@@ -126,15 +126,18 @@ def _wire(page: gr.Blocks, service: Service, controls: Controls, **parts: Any) -
         return notice("idle"), None
 
     ticket = gr.State(0)  # of the answer asked for last
-    engine_turn = {
+    engine_turn: dict[str, Any] = {
         "concurrency_limit": 1,
         "concurrency_id": "engine",
         "show_progress": "hidden",
         # By default the browser drops an answer that is asked for before it has heard of the last one's end.
         "trigger_mode": "multiple",
     }
-    at_once = {"queue": False, "show_progress": "hidden"}
-    asked = {"concurrency_limit": None, "show_progress": "hidden"}  # queued, or no change of the ticket is told
+    at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+    asked: dict[str, Any] = {
+        "concurrency_limit": None,
+        "show_progress": "hidden",
+    }  # queued, or no change of the ticket is told
     prompt.submit(ask, [prompt, chat, *controls.all], [prompt, chat, live, ticket], **asked)
     chat.retry(ask_again, [chat, *controls.all], [chat, live, ticket], **asked)
     # Only who was given a ticket waits for the engine.
