@@ -107,5 +107,5 @@ def test_the_record_is_the_last_line(capsys):
     assert lossy["experts_active"] <= 8 < lossy["experts_natural"] and 0 < lossy["mass_kept"] < 1
     assert lossless["mass_kept"] == 1 and lossless["agreement_top1"] is None
     assert 0 <= lossy["agreement_top1"] <= 1 and 0 <= lossy["agreement_top1_own_kv"] <= 1
-    lossless_key = "eagle3@12,8,3,0.1"
+    lossless_key = "eagle3@16,8,3,0.06"
     assert [ratio["to"] for ratio in record["ratios"]] == ["transformers", "plain", lossless_key]
