@@ -141,7 +141,7 @@ def build_write_controls() -> dict[str, Any]:
     """How to write: sampling, length, seed."""
     with gr.Tab("How to write"), gr.Row():
         temperature = gr.Slider(0, 1.5, value=0, step=0.1, label="Temperature", info="0 always takes the likeliest.")
-        length = gr.Slider(16, 2048, value=128, step=16, label="Maximum new tokens", info="The answer ends there.")
+        length = gr.Slider(16, 2048, value=192, step=16, label="Maximum new tokens", info="The answer ends there.")
         seed = gr.Number(0, precision=0, label="Seed", info="Same seed, same text.")
         ignore_eos = gr.Checkbox(False, label="Keep writing", info="Past its end, to watch for longer.")
     return {"temperature": temperature, "max_new_tokens": length, "seed": seed, "ignore_eos": ignore_eos}

@@ -102,6 +102,10 @@ def test_moving_the_budget_acts_on_the_running_answer(visitor):
     visitor.set_budget(20)
     page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="20"]', timeout=LONG)
     expect(page.locator('[data-figure="force"]')).to_have_text("budget 20, substitution")
+    page.click("#stop")
+    visitor.wait("done")
+    visitor.ask("And then?")  # a second answer, as one may be over before both moves are made
+    visitor.wait("writing")
     page.get_by_label("No budget").check()
     page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="null"]', timeout=LONG)
     expect(page.locator('[data-figure="lossless"]')).to_have_text("lossy")  # what was written under it stays
