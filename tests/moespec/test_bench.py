@@ -84,7 +84,7 @@ def test_paired_ratio_has_the_median_inside_its_interval():
 def test_names_say_what_is_run():
     budget = BudgetConfig(16, policy="truncation", score="natural", row_weight="path", protect_root=True)
     arm = parse_arms("plain moe-spec:truncation:16:natural+path+root@16,5,4")[1]
-    assert arm.budget == budget and arm.tree_numbers == [16, 5, 4, 0.1]
+    assert arm.budget == budget and arm.tree_numbers == [16, 5, 4, TreeConfig().min_path_p]
     assert parse_arms("transformers")[0].name == "plain", "lossy texts need the lossless one beside them"
     keys = [arm.key for arm in default_arms()]
     assert len(keys) == len(set(keys)) and [arm.key for arm in parse_arms(" ".join(keys))] == keys
