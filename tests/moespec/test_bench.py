@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from moespec import EMBEDDED_TARGET, BudgetConfig, Engine, GenerationConfig
+from moespec import EMBEDDED_TARGET, BudgetConfig, Engine, GenerationConfig, TreeConfig
 from moespec.bench.agreement import agreement_by_position, replay
 from moespec.bench.arms import default_arms, parse_arms
 from moespec.bench.report import paired_ratio
