@@ -134,10 +134,8 @@ def _wire(page: gr.Blocks, service: Service, controls: Controls, **parts: Any) -
         "trigger_mode": "multiple",
     }
     at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-    asked: dict[str, Any] = {
-        "concurrency_limit": None,
-        "show_progress": "hidden",
-    }  # queued, or no change of the ticket is told
+    # Queued: only of a queued event is the browser told that the ticket changed.
+    asked: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
     prompt.submit(ask, [prompt, chat, *controls.all], [prompt, chat, live, ticket], **asked)
     chat.retry(ask_again, [chat, *controls.all], [chat, live, ticket], **asked)
     # Only who was given a ticket waits for the engine.
@@ -184,7 +182,7 @@ def _answer(service: Service, messages: History, values: tuple, visit: Visit) ->
         )
         run = LiveRun(service.piece, service.info.num_experts)
         answered = {"role": "assistant", "content": ""}
-        layers, frame = [], notice("done", "Stopped before it began.")
+        layers, frame = [], None
         for steps in service.stream(*visit, kept, settings.generation, settings.budget, settings.tree):
             if not service.expects(*visit):  # cleared: frames that were on their way have filled the chat again
                 yield [], notice("idle"), None, gr.skip()
@@ -194,12 +192,12 @@ def _answer(service: Service, messages: History, values: tuple, visit: Visit) ->
             ending = _ending(steps[-1].summary)
             frame = run.frame(steps, " ".join(filter(None, [message, ending])))
             yield _shown([*messages, answered]), frame, gr.skip(), gr.skip()
-        figure = gr.skip()
-        if layers:
+        if frame is None:
+            yield gr.skip(), notice("done", "Stopped before it began."), gr.skip(), gr.skip()
+        elif layers:
             from app.plots import expert_figure  # plotly takes a second, and only this needs it
 
-            figure = expert_figure(layers, service.info.num_experts)
-        yield gr.skip(), frame, figure, gr.skip()
+            yield gr.skip(), gr.skip(), expert_figure(layers, service.info.num_experts), gr.skip()
     except ValueError as error:
         # Nothing is lost: the message goes back to where it can be changed.
         yield _shown(messages[:-1]), _refusal(error), gr.skip(), messages[-1]["content"]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moespec.native import load_kernels
+from moespec.native import check_ids, kernels_for
 from moespec.step_router import StepRouting
 from moespec.trace import LayerTrace
 
@@ -67,9 +67,7 @@ class RoutingCounts:
 
 def count_routing(routing: StepRouting, *, is_natural: bool) -> RoutingCounts:
     """All layers at once. `is_natural`: no policy acted, so that what the routers chose ran and everything was kept."""
-    weights = (routing.logits_LTE, routing.natural_weights_LTK, routing.weights_LTK)
-    is_plain = all(part.device.type == "cpu" and part.dtype == torch.float32 for part in weights)
-    kernels = load_kernels() if is_plain else None
+    kernels = kernels_for(routing.logits_LTE, routing.natural_weights_LTK, routing.weights_LTK)
     counts = _count(routing, is_natural) if kernels is None else _count_compiled(kernels, routing, is_natural)
     return RoutingCounts(ids_LTK=routing.ids_LTK.cpu(), weights_LTK=routing.weights_LTK.float().cpu(), **counts)
 
@@ -100,9 +98,8 @@ def _count(routing: StepRouting, is_natural: bool) -> dict[str, Any]:
 
 def _count_compiled(kernels: Any, routing: StepRouting, is_natural: bool) -> dict[str, Any]:
     ids = routing.ids_LTK.numpy()
-    num_experts = routing.logits_LTE.shape[-1]
-    if not 0 <= ids.min() <= ids.max() < num_experts:
-        raise ValueError(f"the expert policy chose experts {ids.min()} to {ids.max()} of {num_experts}.")
+    if not is_natural:
+        check_ids(ids, routing.logits_LTE.shape[-1])
     names = ("score_LE", "mass_kept_L", "natural_LE", "kept_LE", "active_LE", "missing_LT", "natural_weight_kept_L")
     *parts, changed = kernels.routing.count(
         *(routing.logits_LTE.numpy(), routing.natural_ids_LTK.numpy(), routing.natural_weights_LTK.numpy()),

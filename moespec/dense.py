@@ -30,10 +30,6 @@ class PackedLinear:
         if can_pack(weight):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous(), EXPECTED_ROWS)
 
-    def packs(self, weight: Tensor) -> bool:
-        """Whether this is still the weight that was packed (a model's may be replaced under us)."""
-        return weight.data_ptr() == self._weight.data_ptr()
-
     def __call__(self, x_ND: Tensor) -> Tensor:
         if self._packed is None:
             return F.linear(x_ND, self._weight, self._bias)

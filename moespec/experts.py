@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moespec.native import load_kernels, use_threads
+from moespec.native import check_ids, load_kernels, use_threads
 
 MAX_COMPILED_BYTES = 2**20  # of one expert; on larger ones a tuned product is as fast
 
@@ -141,8 +141,7 @@ class _CompiledExperts(_ExpertWeights):
         x, ids, weights = (part.contiguous().numpy() for part in (x_TD, ids_TK, weights_TK))
         if ids.shape != weights.shape or len(ids) != len(x):
             raise ValueError(f"a policy planned ids {ids.shape} with weights {weights.shape} for {len(x)} rows.")
-        if ids.size and not 0 <= ids.min() <= ids.max() < experts.num_experts:  # a kernel would read past the weights
-            raise ValueError(f"expert ids {ids.min()} to {ids.max()} are outside 0 to {experts.num_experts - 1}.")
+        check_ids(ids, experts.num_experts)
         return torch.from_numpy(self._kernels.experts.experts(x, ids, weights, self._up, self._down))
 
 

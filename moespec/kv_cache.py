@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from moespec.hf import Cache, CacheLayerMixin
-from moespec.native import load_kernels
+from moespec.native import kernels_for
 
 INITIAL_CAPACITY = 512  # positions; a short chat never grows
 
@@ -108,7 +108,7 @@ class TreeCache(Cache):
 
     def _move_up(self, start: int, path: list[int]) -> None:
         keys = self.layers[0].keys
-        kernels = load_kernels() if keys.device.type == "cpu" and keys.dtype == torch.float32 else None
+        kernels = kernels_for(keys)
         if kernels is not None:
             rows = np.array(path)
             for layer in self.layers:

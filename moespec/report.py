@@ -65,14 +65,15 @@ class TreeOpinions:
     def of(cls, tree: DraftTree, logits_TV: Tensor, verdict: Verdict) -> TreeOpinions:
         ids_TA, logp_TA = likeliest(logits_TV, NUM_ALTERNATIVES)
         up_T = tree.parents_T.clamp(min=0)
-        lead_T = logits_TV[up_T, tree.tokens_T].float() - logits_TV[up_T, ids_TA[:, 0][up_T]].float()
+        lead_T = logits_TV[up_T, tree.tokens_T].float() - logits_TV[up_T, ids_TA[up_T, 0]].float()
         return cls(tree, verdict, ids_TA, logp_TA, lead_T)
 
     def trace(self, missing_T: Tensor, pieces: Pieces) -> TreeTrace:
         tree, accepted = self.tree, set(self.verdict.path)
-        target_p_T = (self.top_logp_TA[:, 0][tree.parents_T.clamp(min=0)] + self.lead_T).exp()
+        up_T = tree.parents_T.clamp(min=0)
+        target_p_T = (self.top_logp_TA[up_T, 0] + self.lead_T).exp()
         token_ids = tree.tokens_T.tolist()
-        parent_logp_T = tree.draft_logp_T[tree.parents_T.clamp(min=0)]
+        parent_logp_T = tree.draft_logp_T[up_T]
         return TreeTrace(
             token_ids=token_ids,
             pieces=[pieces(token) for token in token_ids],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moespec.config import GenerationConfig
-from moespec.native import load_kernels, use_threads
+from moespec.native import kernels_for, use_threads
 
 _MASK_64 = 2**64 - 1
 
@@ -61,7 +61,7 @@ def _argmax(logits_TV: Tensor) -> Tensor:
 def likeliest(logits_TV: Tensor, num_best: int) -> tuple[Tensor, Tensor]:
     """(ids, log-probabilities) [T, A] of each row's likeliest tokens, best first."""
     num_best = min(num_best, logits_TV.shape[-1])
-    kernels = load_kernels() if logits_TV.device.type == "cpu" and logits_TV.dtype == torch.float32 else None
+    kernels = kernels_for(logits_TV)
     if kernels is not None:
         use_threads()
         ids, logp = kernels.head.best_of(logits_TV.contiguous().numpy(), num_best)

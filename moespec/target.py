@@ -72,8 +72,7 @@ class Target:
         if changed and self._lean is not None:
             self._lean = self._find_lean()
         elif changed:
-            for linear in self._packed:
-                linear.forward = self._packed_forward(linear)  # type: ignore[method-assign, assignment]
+            self._pack(self._packed)
         return changed
 
     def _probe_top_k(self, router: nn.Module) -> int:
@@ -93,20 +92,18 @@ class Target:
     def _pack_linear_layers(self) -> list[nn.Linear]:
         """Give large linear layers a `forward` that multiplies by packed weights inside a step."""
         large = [m for m in self.model.modules() if type(m) is nn.Linear and can_pack(m.weight)]
-        for linear in large:
-            linear.forward = self._packed_forward(linear)  # type: ignore[method-assign, assignment]
+        self._pack(large)
         return large
+
+    def _pack(self, layers: list[nn.Linear]) -> None:
+        for linear in layers:
+            linear.forward = self._packed_forward(linear)  # type: ignore[method-assign, assignment]
 
     def _packed_forward(self, linear: nn.Linear) -> Callable[[Tensor], Tensor]:
         packed = PackedLinear(linear.weight, linear.bias)
 
         def forward(x: Tensor) -> Tensor:
-            nonlocal packed
-            if self._router is None:
-                return nn.Linear.forward(linear, x)
-            if not packed.packs(linear.weight):
-                packed = PackedLinear(linear.weight, linear.bias)
-            return packed(x)
+            return nn.Linear.forward(linear, x) if self._router is None else packed(x)
 
         return forward
 

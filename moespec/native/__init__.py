@@ -40,6 +40,18 @@ def load_kernels() -> SimpleNamespace | None:
     return SimpleNamespace(**{module.__name__.rpartition(".")[2]: module for module in modules})
 
 
+def kernels_for(*tensors: Tensor) -> SimpleNamespace | None:
+    """The kernels, where they can stand in for operations on these tensors: fp32 on the CPU."""
+    fitting = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+    return load_kernels() if fitting else None
+
+
+def check_ids(ids: np.ndarray, num_experts: int) -> None:
+    """ValueError where an id is of no expert: kernels check nothing and would leave their arrays."""
+    if ids.size and not 0 <= ids.min() <= ids.max() < num_experts:
+        raise ValueError(f"expert ids {ids.min()} to {ids.max()} are outside 0 to {num_experts - 1}.")
+
+
 def use_threads() -> None:
     """Run this thread's kernels on as many threads as torch runs its operations."""
     wanted = torch.get_num_threads()

@@ -1,4 +1,5 @@
-"""Routing and the budget as compiled CPU kernels: the formulas of `routing.py` and `budget.py`, one call per layer.
+"""Routing and the budget as compiled CPU kernels: the formulas of `routing.py` and `budget.py`, one call per
+layer, and the counts of `counts.py`, one call per step.
 
 Tested against the same brute force as those. Knows nothing of models or configs: arrays and numbers in, arrays out.
 `kind` numbers the router families as `routing.FAMILIES` lists them: 0 softmax, top-k, renormalised; 1 softmax, top-k;
@@ -10,9 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from moespec.native.layers import FAST, exp
-
-F = np.float32
+from moespec.native.layers import FAST, F, exp
 
 
 @njit(**FAST)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from moespec.train.sources import Document, chat
+from moespec.train.sources import Document, as_typed, chat
 
 _WHO = (
     "Who are you?", "What are you?", "What is your name?", "What's your name?", "Are you a human?", "Are you a person?",
@@ -60,10 +60,3 @@ def identity_documents(rng: random.Random, count: int = 3000) -> Iterator[Docume
         turns = [rng.choice(side) for topic in chosen for side in topic]
         turns[::2] = [as_typed(rng, question) for question in turns[::2]]
         yield {"source": "identity", "group": "dialogue", **chat(*turns)}
-
-
-def as_typed(rng: random.Random, question: str) -> str:
-    """As people type: some without a capital, some without a mark."""
-    if rng.random() < 0.3:
-        question = question[0].lower() + question[1:]
-    return question.rstrip(".?!") if rng.random() < 0.2 else question

@@ -50,7 +50,7 @@ def unwrapped(document: Document) -> Document:
     if not document["source"].startswith("storybooks"):
         return document
     messages = [
-        message | {"content": re.sub(r"(?<![.!?:;,\"”’'])\n(?=\w)|(?<=,)\n", " ", message["content"])}
+        message | {"content": re.sub(r"(?<![.!?:;\"”’'])\n(?=\w)|(?<=,)\n", " ", message["content"])}
         for message in document["messages"]
     ]
     return document | {"messages": messages}

@@ -21,6 +21,13 @@ def chat(*turns: str) -> Document:
     return {"messages": [{"role": roles[i % 2], "content": turn.strip()} for i, turn in enumerate(turns)]}
 
 
+def as_typed(rng: random.Random, question: str) -> str:
+    """As people type: some without a capital, some without a mark."""
+    if rng.random() < 0.3:
+        question = question[0].lower() + question[1:]
+    return question.rstrip(".?!") if rng.random() < 0.2 else question
+
+
 def _messages(row: dict, rng: random.Random) -> Iterator[Document]:
     messages = [message for message in row["messages"] if message["content"].strip()]
     for start in range(0, len(messages), 12):  # long dialogues in parts that fit a sequence

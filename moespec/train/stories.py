@@ -10,8 +10,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from moespec.train.identity import as_typed
-from moespec.train.sources import Document, chat
+from moespec.train.sources import Document, as_typed, chat
 
 _GIRLS = ("Mia", "Lily", "Anna", "Rosa", "Ella", "Nina", "Ada", "Ruby", "Zoe", "Maya", "Lucy", "Tara", "Ivy", "Clara")
 _BOYS = ("Tom", "Ben", "Max", "Leo", "Sam", "Finn", "Oscar", "Jack", "Noah", "Ravi", "Paul", "Hugo", "Eli", "Otto")
@@ -216,7 +215,7 @@ def _question(rng: random.Random, told: Story) -> tuple[str, str]:
 
 
 def _articles(text: str) -> str:
-    """ "an" before a vowel."""
+    """The text with "an" where a vowel follows."""
     words = text.split(" ")
     for n in range(len(words) - 1):
         if words[n] in ("a", "A") and words[n + 1][0] in "aeiou":

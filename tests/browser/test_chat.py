@@ -255,9 +255,9 @@ def test_a_retry_with_settings_that_are_none_loses_nothing(visitor):
     page.get_by_label("Seed").press("Tab")
     page.get_by_label("Retry").last.click()
     visitor.wait("error")
-    expect(page.locator(".mss-message")).to_contain_text("seed")
-    expect(page.locator("#chat .user")).to_have_count(1)
-    expect(page.locator("#chat .bot")).to_have_count(1)
+    expect(page.locator(".mss-message")).to_contain_text("seed", timeout=LONG)
+    expect(page.locator("#chat .user")).to_have_count(1, timeout=LONG)
+    expect(page.locator("#chat .bot")).to_have_count(1, timeout=LONG)
 
 
 def test_a_message_is_read_as_it_was_written(visitor):

@@ -67,7 +67,14 @@ def _pairs(ids: torch.Tensor, weights: torch.Tensor, layer: int, row: int) -> tu
 @pytest.mark.parametrize("policy", ["none", "substitution", "truncation", "rounding"])
 def test_counts_equal_the_definitions(monkeypatch, policy, compiled):
     if not compiled:
-        monkeypatch.setattr(counts, "load_kernels", lambda: None)
+        monkeypatch.setattr(counts, "kernels_for", lambda *tensors: None)
     for seed in range(5):
         given = routing(seed, policy)
         check(count_routing(given, is_natural=policy == "none"), given, policy == "none")
+
+
+def test_ids_of_no_expert_are_refused():
+    given = routing(0, "truncation")
+    given.ids_LTK[1, 2, 3] = E
+    with pytest.raises(ValueError, match="outside 0 to 15"):
+        count_routing(given, is_natural=False)
