@@ -37,13 +37,17 @@ class RoutingCounts:
 
     def num_experts_by_layer(self) -> tuple[list[int], list[int], list[int]]:
         """(natural, kept, active) per layer."""
-        natural, kept, active = torch.stack((self.natural_LE, self.kept_LE, self.active_LE)).sum(dim=-1).tolist()
+        natural, kept, active = (sets.numpy().sum(axis=1).tolist() for sets in self._sets)
         return natural, kept, active
+
+    @property
+    def _sets(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.natural_LE, self.kept_LE, self.active_LE
 
     def layer_traces(self, layers: list[int]) -> list[LayerTrace]:
         """The layers' entries of a StepTrace."""
         scores = self.score_LE.tolist()
-        natural, kept, active = (_id_lists(sets) for sets in (self.natural_LE, self.kept_LE, self.active_LE))
+        natural, kept, active = map(_id_lists, self._sets)
         mass, weight = self.mass_kept_L.tolist(), self.natural_weight_kept_L.tolist()
         displaced = self.missing_LT.sum(dim=1).tolist()
         ids = self.ids_LTK.to(torch.uint16).numpy()

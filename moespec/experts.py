@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moespec.native import check_ids, load_kernels, use_threads
+from moespec.native.weights import panels, version
 
 MAX_COMPILED_BYTES = 2**20  # of one expert; on larger ones a tuned product is as fast
 
@@ -65,7 +66,7 @@ class CpuExperts:
         """[T, D] from x [T, D], ids and weights [T, K]. A NaN in an expert with no surviving row stays there."""
         weights = self._weights.get(experts)
         if weights is None or not weights.is_current(experts):
-            make = _CompiledExperts if can_compile(experts) else _ExpertWeights
+            make = PackedExperts if can_compile(experts) else _ExpertWeights
             weights = self._weights[experts] = make(experts)
         return weights.run(experts, x_TD, ids_TK, weights_TK)
 
@@ -92,7 +93,7 @@ class _ExpertWeights:
 
     def __init__(self, experts: Any) -> None:
         up, down = experts.gate_up_proj.detach(), experts.down_proj.detach()
-        self._storage = (up.data_ptr(), down.data_ptr())
+        self._versions = version(up), version(down)
         if not experts.is_transposed:
             up, down = up.transpose(1, 2), down.transpose(1, 2)
         self.up_DI, self.down_ID = up.unbind(0), down.unbind(0)
@@ -100,7 +101,7 @@ class _ExpertWeights:
         self.down_bias = experts.down_proj_bias.detach().unbind(0) if experts.has_bias else None
 
     def is_current(self, experts: Any) -> bool:
-        return self._storage == (experts.gate_up_proj.data_ptr(), experts.down_proj.data_ptr())
+        return self._versions == (version(experts.gate_up_proj), version(experts.down_proj))
 
     def up(self, x_ND: Tensor, expert: int) -> Tensor:
         if self.up_bias is not None:
@@ -128,13 +129,13 @@ class _ExpertWeights:
         return torch.zeros_like(x_TD).index_add_(0, pairs.rows_N, out_ND)
 
 
-class _CompiledExperts(_ExpertWeights):
-    """The same in one call of a compiled kernel, on the parameters' own memory."""
+class PackedExperts(_ExpertWeights):
+    """The same in one call of a compiled kernel, on a copy of the weights in panels."""
 
     def __init__(self, experts: Any) -> None:
         super().__init__(experts)
         self._kernels: Any = load_kernels()
-        self._up, self._down = experts.gate_up_proj.detach().numpy(), experts.down_proj.detach().numpy()
+        self.gate_up_panels, self.down_panels = panels(experts.gate_up_proj), panels(experts.down_proj)
 
     def run(self, experts: Any, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         use_threads()
@@ -142,7 +143,7 @@ class _CompiledExperts(_ExpertWeights):
         if ids.shape != weights.shape or len(ids) != len(x):
             raise ValueError(f"a policy planned ids {ids.shape} with weights {weights.shape} for {len(x)} rows.")
         check_ids(ids, experts.num_experts)
-        return torch.from_numpy(self._kernels.experts.experts(x, ids, weights, self._up, self._down))
+        return torch.from_numpy(self._kernels.experts.experts(x, ids, weights, self.gate_up_panels, self.down_panels))
 
 
 def can_compile(experts: Any) -> bool:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moespec.config import MAX_TREE_TOKENS
-from moespec.experts import can_compile
+from moespec.experts import PackedExperts, can_compile
 from moespec.kv_cache import TreeCache
 from moespec.native import array, load_kernels, use_threads
+from moespec.native.weights import Weight, exact
 from moespec.routing import FAMILIES, RouterOutput
 from moespec.step_router import NaturalRouter, StepRouter, StepRouting
 
@@ -43,23 +44,23 @@ class _Layer:
     """One decoder layer's arrays (see `native.attention.attention`) and what follows its attention."""
 
     input_norm: np.ndarray
-    qkv: np.ndarray
+    qkv: Weight
     query_key_norms: np.ndarray
-    out: np.ndarray
+    out: Weight
     scale: float
     num_kv_heads: int
     mlp_norm: np.ndarray
     mlp: Any
-    router: np.ndarray | None  # None: the MLP is run as a module
+    router: Weight | None  # None: the MLP is run as a module
+    experts: PackedExperts | None  # None: the experts' own function runs them
     kind: int  # of the router's family
 
-    def arrays(self) -> tuple[np.ndarray, ...]:
+    def arrays(self) -> tuple[Any, ...]:
         """As `native.decoder.decode` takes them."""
-        gate_up, down = (part.detach().numpy() for part in (self.mlp.experts.gate_up_proj, self.mlp.experts.down_proj))
-        assert self.router is not None
+        assert self.router is not None and self.experts is not None
         return (
             *(self.input_norm, self.qkv, self.query_key_norms, self.out, self.mlp_norm),
-            *(self.router, gate_up, down),
+            *(self.router, self.experts.gate_up_panels, self.experts.down_panels),
         )
 
 
@@ -75,10 +76,15 @@ class LeanDecoder:
         families = {moe.layer: FAMILIES.index(moe.family) for moe in moe_layers}
         self._moe_numbers = {moe.layer: number for number, moe in enumerate(moe_layers)}
         self._layers = [_lean_layer(layer, families.get(number)) for number, layer in enumerate(layers)]
-        self._final = array(model.model.norm.weight), array(model.lm_head.weight)
+        self._final = array(model.model.norm.weight), exact(model.lm_head.weight)
+        self._like = model.model.embed_tokens.weight.detach()
+        self._embeddings = self._like.numpy()
         self._table: Any = None
+        # A table where turns depend on positions alone; a tree's rows reach past the context.
+        if getattr(model.model.rotary_emb, "rope_type", None) == "default":
+            self._table = self._rotate(torch.arange(config.max_position_embeddings + MAX_TREE_TOKENS))
         uniform = len({(layer.kind, layer.scale) for layer in self._layers}) == 1
-        routed = [layer for layer in self._layers if layer.router is not None and can_compile(layer.mlp.experts)]
+        routed = [layer for layer in self._layers if layer.experts is not None]
         self._is_one_call = uniform and len(routed) == len(self._layers)
         self._all_arrays = tuple(layer.arrays() for layer in routed) if self._is_one_call else ()
 
@@ -107,19 +113,19 @@ class LeanDecoder:
     ) -> tuple[Tensor, Sequence[Tensor] | Tensor]:
         """(logits [keep, V] of the last rows, the residual [T, D] entering each layer); see `Target.forward`."""
         use_threads()
-        embeds_TD = self._model.model.embed_tokens(token_ids_T)
-        turns = self._turns(embeds_TD, positions_T)
+        embeds = self._embeddings.take(token_ids_T.numpy(), axis=0)
+        turns = self._turns(positions_T)
         seen = _CAUSAL if seen_TT is None else seen_TT.numpy()
         head_dim, start = turns[0].shape[1], cache.length
         for layer, kept in zip(self._layers, cache.layers, strict=True):
-            kept.reserve((1, layer.num_kv_heads, len(embeds_TD), head_dim), embeds_TD)
+            kept.reserve((1, layer.num_kv_heads, len(embeds), head_dim), self._like)
         budget = router.compiled_budget() if self._is_one_call else None
         if budget is None:
-            return self._layer_by_layer(embeds_TD.numpy(), turns, (start, seen), cache, keep, router)
+            return self._layer_by_layer(embeds, turns, (start, seen), cache, keep, router)
         first = self._layers[0]
         logits, entering, *routing = self._kernels.decoder.decode(
             *(
-                embeds_TD.numpy(),
+                embeds,
                 self._all_arrays,
                 tuple(kept.arrays() for kept in cache.layers),
                 self._final,
@@ -161,21 +167,20 @@ class LeanDecoder:
         probs, ids, weights = self._kernels.routing.route(logits, self._top_k, layer.kind)
         output = RouterOutput(*(torch.from_numpy(part) for part in (logits, weights, ids, probs)))
         plan = router.route(self._moe_numbers[number], output)
-        return self._experts(layer.mlp.experts, x_TD, plan.ids_TK, plan.weights_TK).numpy()
+        run = self._experts if layer.experts is None else layer.experts.run
+        return run(layer.mlp.experts, x_TD, plan.ids_TK, plan.weights_TK).numpy()
 
-    def _turns(self, like: Tensor, positions_T: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """cos and sin [T, d] of the rows' positions, from a table where they depend on nothing else."""
-        rotary = self._model.model.rotary_emb
-        if getattr(rotary, "rope_type", None) != "default":
-            cos, sin = (part[0].numpy() for part in rotary(like, positions_T[None]))
-            return cos, sin
+    def _turns(self, positions_T: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin [T, d] of the rows' positions."""
         if self._table is None:
-            # A tree's rows reach past the context.
-            num_positions = self._model.config.get_text_config().max_position_embeddings + MAX_TREE_TOKENS
-            everywhere = torch.arange(num_positions)[None]
-            self._table = tuple(part[0].numpy() for part in rotary(like, everywhere))
+            return self._rotate(positions_T)
         positions = positions_T.numpy()
-        return self._table[0][positions], self._table[1][positions]
+        return self._table[0].take(positions, axis=0), self._table[1].take(positions, axis=0)
+
+    def _rotate(self, positions_T: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        like = self._model.model.embed_tokens.weight
+        cos, sin = (array(part[0]) for part in self._model.model.rotary_emb(like, positions_T[None]))
+        return cos, sin
 
 
 def unsupported_reason(model: Any, layers: Sequence[Any]) -> str | None:
@@ -186,9 +191,11 @@ def unsupported_reason(model: Any, layers: Sequence[Any]) -> str | None:
         return "it is not in fp32 on a CPU"
     if config.hidden_size > MAX_HIDDEN_SIZE:
         return "its layers are wide"
-    base = getattr(model, "model", None)
+    base: Any = getattr(model, "model", None)
     if any(not hasattr(base, name) for name in ("embed_tokens", "rotary_emb", "norm")):
         return "it has other parts"
+    if type(base.embed_tokens) is not nn.Embedding:
+        return "its embeddings are no plain table"
     if any(not hasattr(config, name) for name in ("rms_norm_eps", "num_experts_per_tok")):
         return "its config names no norm or no number of experts"
     for layer in layers:
@@ -211,14 +218,15 @@ def _lean_layer(layer: Any, kind: int | None) -> _Layer:
     routes_only = {name for name, _ in mlp.named_children()} == {"gate", "experts"} and kind is not None
     return _Layer(
         input_norm=array(layer.input_layernorm.weight),
-        qkv=array(torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])),
+        qkv=exact(attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight),
         query_key_norms=_query_key_norms(attention, num_q, num_kv),
-        out=array(attention.o_proj.weight),
+        out=exact(attention.o_proj.weight),
         scale=attention.scaling,
         num_kv_heads=num_kv,
         mlp_norm=array(layer.post_attention_layernorm.weight),
         mlp=mlp,
-        router=array(mlp.gate.weight) if routes_only else None,
+        router=exact(mlp.gate.weight) if routes_only else None,
+        experts=PackedExperts(mlp.experts) if routes_only and can_compile(mlp.experts) else None,
         kind=kind or 0,
     )
 

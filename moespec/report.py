@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from moespec.config import BudgetConfig, GenerationConfig, TreeConfig, settings_dict
+from moespec.native import kernels_for, use_threads
 from moespec.recorder import RoutingCounts
-from moespec.sampling import likeliest
 from moespec.target import Target
 from moespec.trace import RunSummary, StepSettings, StepTrace, TreeTrace
 from moespec.tree import NUM_ALTERNATIVES
@@ -53,25 +53,37 @@ def step_settings(budget: BudgetConfig, effective: int | None, tree: TreeConfig)
 
 @dataclass(frozen=True)
 class TreeOpinions:
-    """Both models' opinions of a tree, without the logits. Probabilities are unprocessed: no temperature, no top-p."""
+    """Both models' opinions of a tree, without the logits. Probabilities are unprocessed: no temperature, no top-p.
+
+    best_T       int64; the target's likeliest token after each row, ties to the lower id
+    top_ids_TA, top_logp_TA   the likeliest few and their log-probabilities fp32, best first
+    node_logp_T  fp32; the target's log-probability of each row given its parent; 0 at the root
+    """
 
     tree: DraftTree
-    verdict: Verdict
+    best_T: Tensor
     top_ids_TA: Tensor
     top_logp_TA: Tensor
-    lead_T: Tensor  # how far each row's logit is from that of its parent's likeliest token
+    node_logp_T: Tensor
 
     @classmethod
-    def of(cls, tree: DraftTree, logits_TV: Tensor, verdict: Verdict) -> TreeOpinions:
-        ids_TA, logp_TA = likeliest(logits_TV, NUM_ALTERNATIVES)
+    def of(cls, tree: DraftTree, logits_TV: Tensor) -> TreeOpinions:
+        num_best = min(NUM_ALTERNATIVES, logits_TV.shape[-1])
+        kernels = kernels_for(logits_TV)
+        if kernels is not None:
+            use_threads()
+            arrays = (part.numpy() for part in (logits_TV.contiguous(), tree.parents_T, tree.tokens_T))
+            ids_TA, logp_TA, node_logp_T = map(torch.from_numpy, kernels.head.opinions(*arrays, num_best))
+            return cls(tree, ids_TA[:, 0], ids_TA, logp_TA, node_logp_T)
+        top, total_T1 = logits_TV.topk(num_best, dim=-1), logits_TV.float().logsumexp(dim=-1, keepdim=True)
         up_T = tree.parents_T.clamp(min=0)
-        lead_T = logits_TV[up_T, tree.tokens_T].float() - logits_TV[up_T, ids_TA[up_T, 0]].float()
-        return cls(tree, verdict, ids_TA, logp_TA, lead_T)
+        node_logp_T = logits_TV[up_T, tree.tokens_T].float() - total_T1[up_T, 0]
+        node_logp_T[0] = 0
+        return cls(tree, logits_TV.argmax(dim=-1), top.indices, top.values.float() - total_T1, node_logp_T)
 
-    def trace(self, missing_T: Tensor, pieces: Pieces) -> TreeTrace:
-        tree, accepted = self.tree, set(self.verdict.path)
+    def trace(self, verdict: Verdict, missing_T: Tensor, pieces: Pieces) -> TreeTrace:
+        tree, accepted = self.tree, set(verdict.path)
         up_T = tree.parents_T.clamp(min=0)
-        target_p_T = (self.top_logp_TA[up_T, 0] + self.lead_T).exp()
         token_ids = tree.tokens_T.tolist()
         parent_logp_T = tree.draft_logp_T[up_T]
         return TreeTrace(
@@ -81,7 +93,7 @@ class TreeOpinions:
             depths=tree.depths_T.tolist(),
             draft_p=_rounded((tree.draft_logp_T - parent_logp_T).exp()),
             path_p=_rounded(tree.draft_logp_T.exp()),
-            target_p=[None, *_rounded(target_p_T[1:])],
+            target_p=[None, *_rounded(self.node_logp_T[1:].exp())],
             accepted=[row in accepted for row in range(tree.num_rows)],
             missing=missing_T.tolist(),
             target_top=_alternatives(self.top_ids_TA, self.top_logp_TA.exp(), pieces),
@@ -105,7 +117,7 @@ def _rounded(values: Tensor) -> list[float]:
 
 @dataclass
 class StepFacts:
-    """What the loop knows of a step; `tree` is (tree, logits [T, V], verdict)."""
+    """What the loop knows of a step."""
 
     kind: str
     token_ids: list[int]
@@ -114,7 +126,7 @@ class StepFacts:
     settings: StepSettings
     draft_ms: float = 0.0
     verify_ms: float = 0.0
-    tree: tuple[DraftTree, Tensor, Verdict] | None = None
+    tree: tuple[TreeOpinions, Verdict] | None = None
     counts: RoutingCounts | None = None
 
 
@@ -144,13 +156,13 @@ def step_trace(facts: StepFacts, number: int, lossless: bool, target: Target, pi
 
 
 def _details(facts: StepFacts, target: Target, pieces: Pieces) -> Callable:
-    """Makes (TreeTrace, list of LayerTrace); holds what that takes, which is not the logits."""
+    """Makes (TreeTrace, list of LayerTrace) from what is kept of a step."""
     counts = facts.counts
     if counts is None or facts.tree is None:
         return lambda: (None, [])
-    opinions = TreeOpinions.of(*facts.tree)
+    opinions, verdict = facts.tree
     layers = [moe.layer for moe in target.moe_layers]
-    return lambda: (opinions.trace(counts.missing_LT.sum(0), pieces), counts.layer_traces(layers))
+    return lambda: (opinions.trace(verdict, counts.missing_LT.sum(0), pieces), counts.layer_traces(layers))
 
 
 @dataclass

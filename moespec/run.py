@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from moespec.config import BudgetConfig, GenerationConfig, TreeConfig
 from moespec.control import Control
@@ -19,7 +18,7 @@ from moespec.drafters.base import DraftContext, Drafter
 from moespec.kv_cache import TreeCache
 from moespec.prompts import end_ids
 from moespec.recorder import StepRecorder, policy_for
-from moespec.report import Pieces, RunTotals, StepFacts, step_settings, step_trace, summarise
+from moespec.report import Pieces, RunTotals, StepFacts, TreeOpinions, step_settings, step_trace, summarise
 from moespec.sampling import choose_tokens
 from moespec.step_router import NaturalRouter
 from moespec.target import Target
@@ -114,7 +113,7 @@ class Run:
         # 2) Verify: one forward over all rows, every MoE layer under the policy.
         policy = policy_for(budget, self.target.num_experts) if tree.num_rows > 1 else None
         recorder = StepRecorder(self.target.moe_layers, tree, policy)
-        logits_TV, verdict = self._verify(tree, prefix, recorder)
+        opinions, verdict = self._verify(tree, prefix, recorder)
         verified = time.perf_counter()
         # 3) Commit: what is emitted, the KV of its rows, their features for the drafter.
         counts = recorder.counts()
@@ -131,7 +130,7 @@ class Run:
             draft_ms=(drafted - began) * 1e3,
             verify_ms=(verified - drafted) * 1e3,
             # Of a step that an end cut short, the rows behind the end were not accepted.
-            tree=(tree, logits_TV, Verdict(verdict.path[: len(emitted) + 1], emitted)),
+            tree=(opinions, Verdict(verdict.path[: len(emitted) + 1], emitted)),
             counts=counts,
         )
         return self._finished(facts, began=began)
@@ -145,15 +144,17 @@ class Run:
         config = replace(config, depth=min(config.depth, wanted - 1))
         return self.drafter.propose(DraftContext(token_ids, config))
 
-    def _verify(self, tree: DraftTree, prefix: int, recorder: StepRecorder) -> tuple[Tensor, Verdict]:
+    def _verify(self, tree: DraftTree, prefix: int, recorder: StepRecorder) -> tuple[TreeOpinions, Verdict]:
         # A root alone sees everything before it: no mask, which lets attention take its shortest way.
         seen_TT = tree.mask_TT if tree.num_rows > 1 else None
         with self.target.stepping(recorder):
             positions_T = tree.depths_T + prefix
             cache = self.conversation.cache
             logits_TV = self.target.forward(tree.tokens_T, positions_T, seen_TT, cache, keep=tree.num_rows)
-        target_T = choose_tokens(logits_TV, tree.depths_T, prefix + 1, self.generation)
-        return logits_TV, verify_tree(tree, target_T)
+        opinions, target_T = TreeOpinions.of(tree, logits_TV), None
+        if self.generation.temperature > 0:
+            target_T = choose_tokens(logits_TV, tree.depths_T, prefix + 1, self.generation)
+        return opinions, verify_tree(tree, opinions.best_T if target_T is None else target_T)
 
     def _commit(self, path: list[int], emitted: list[int], prefix: int) -> None:
         """Keep the rows of the root and of the emitted draft tokens; the last emitted token is the next root."""
@@ -165,23 +166,19 @@ class Run:
 
     def _emit(self, token_ids: list[int]) -> tuple[list[int], str]:
         """What is really emitted (up to an end, a stop string, a limit or the stop signal), and its text."""
-        text = ""
-        emitted: list[int] = []
         wanted = self._num_wanted()
-        for token in token_ids:
-            emitted.append(token)
-            if token in self.ends and not self.generation.ignore_eos:
-                self.finish_reason = "eos"
-                break
-            text += self.text.push(token)
-            if self.text.stopped:
-                self.finish_reason = "stop"
-                break
-            if len(emitted) == wanted:
-                written = len(self.totals.token_ids) + len(emitted)
-                self.finish_reason = "length" if written >= self.generation.max_new_tokens else "context"
-                break
-        if self.finish_reason is None and self.control.stopped:
+        emitted = token_ids[:wanted]
+        ends = set() if self.generation.ignore_eos else self.ends
+        end = next((number for number, token in enumerate(emitted) if token in ends), len(emitted))
+        text, num_read = self.text.push(emitted[:end])
+        if self.text.stopped:
+            emitted, self.finish_reason = emitted[:num_read], "stop"
+        elif end < len(emitted):
+            emitted, self.finish_reason = emitted[: end + 1], "eos"
+        elif len(emitted) == wanted:
+            written = len(self.totals.token_ids) + len(emitted)
+            self.finish_reason = "length" if written >= self.generation.max_new_tokens else "context"
+        elif self.control.stopped:
             self.finish_reason = "stopped"
         return emitted, text + self.text.finish() if self.finish_reason else text
 

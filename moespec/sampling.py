@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from moespec.config import GenerationConfig
-from moespec.native import kernels_for, use_threads
 
 _MASK_64 = 2**64 - 1
 
@@ -56,18 +55,6 @@ def _argmax(logits_TV: Tensor) -> Tensor:
     if logits_TV.device.type == "cpu" and logits_TV.dtype == torch.float32:
         return torch.from_numpy(logits_TV.numpy().argmax(axis=-1))
     return logits_TV.argmax(dim=-1)
-
-
-def likeliest(logits_TV: Tensor, num_best: int) -> tuple[Tensor, Tensor]:
-    """(ids, log-probabilities) [T, A] of each row's likeliest tokens, best first."""
-    num_best = min(num_best, logits_TV.shape[-1])
-    kernels = kernels_for(logits_TV)
-    if kernels is not None:
-        use_threads()
-        ids, logp = kernels.head.best_of(logits_TV.contiguous().numpy(), num_best)
-        return torch.from_numpy(ids), torch.from_numpy(logp)
-    top = logits_TV.topk(num_best, dim=-1)
-    return top.indices, top.values.float() - logits_TV.float().logsumexp(dim=-1, keepdim=True)
 
 
 def _mix(seed: int, position: int) -> int:

@@ -20,6 +20,7 @@ from moespec.hf import ALL_ATTENTION_FUNCTIONS, ALL_EXPERTS_FUNCTIONS, PreTraine
 from moespec.kv_cache import TreeCache
 from moespec.lean import LeanDecoder
 from moespec.models import decoder_layers, find_moe_layers
+from moespec.native.weights import version
 from moespec.routing import RouterOutput
 from moespec.step_router import StepRouter
 
@@ -142,7 +143,7 @@ class Target:
         if self._lean is not None:
             assert self._router is not None
             logits_TV, entering = self._lean.forward(token_ids_T, positions_T, seen_TT, cache, keep, self._router)
-            self._features = {number: entering[number][None] for number in self._tap_layers}
+            self._features = {number: entering[number] for number in self._tap_layers}
             return logits_TV
         masking = contextlib.nullcontext() if seen_TT is None else self._mask.over(seen_TT, cache.length)
         with self._grouped_attention() if seen_TT is not None else contextlib.nullcontext(), masking as mask:
@@ -176,7 +177,7 @@ class Target:
         """[T, num_taps * D]: the tapped residuals of the last forward inside a step; None without taps."""
         if not self._tap_layers:
             return None
-        return torch.cat([self._features[number][0] for number in self._tap_layers], dim=-1)
+        return torch.cat([self._features[number] for number in self._tap_layers], dim=-1)
 
     def close(self) -> None:
         """Remove every hook and the experts function; the model is as it was."""
@@ -201,11 +202,10 @@ class Target:
     def _tap_hook(self, number: int) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
             if self._router is not None:
-                self._features[number] = args[0] if args else kwargs["hidden_states"]
+                self._features[number] = (args[0] if args else kwargs["hidden_states"])[0]
 
         return hook
 
 
 def _versions(model: PreTrainedModel) -> list[tuple]:
-    """What differs once a weight was replaced, moved, cast or written to."""
-    return [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in model.parameters()]
+    return [version(parameter) for parameter in model.parameters()]

@@ -12,7 +12,7 @@ CONTEXT_TOKENS = 8  # at least so many are decoded again with each piece: some w
 
 
 class TextStream:
-    """Feed token ids one at a time with `push`; `finish` gives what is held back. `stopped`: a stop string came."""
+    """Feed token ids with `push`; `finish` gives what is held back. `stopped`: a stop string came."""
 
     def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()) -> None:
         self._tokenizer = tokenizer
@@ -23,15 +23,25 @@ class TextStream:
         self._held = ""  # decoded, not emitted: may be the beginning of a stop string
         self.stopped = False
 
-    def push(self, token_id: int) -> str:
-        """The text that is certain after this token; empty while something is held back."""
-        self._ids.append(token_id)
-        if self._tokenizer is None or self.stopped:
+    def push(self, token_ids: list[int]) -> tuple[str, int]:
+        """(the text that is certain after these tokens, how many were read): those behind a stop string are not.
+
+        The text is empty while something is held back. Without stop strings the tokens are decoded in one go.
+        """
+        groups = [[token_id] for token_id in token_ids] if self._stop else [token_ids] if token_ids else []
+        text, num_read = "", 0
+        for group in groups:
+            if self.stopped:
+                break
+            self._ids += group
+            num_read += len(group)
+            text += self._certain()
+        return text, num_read
+
+    def _certain(self) -> str:
+        if self._tokenizer is None:
             return ""
-        text = self._decode(self._ids[self._start :])
-        if text.endswith(REPLACEMENT):
-            return ""  # a split character: wait for its other bytes
-        return self._release(self._learn(text))
+        return self._release(self._learn(self._whole_characters()))
 
     def finish(self) -> str:
         """Everything still held back, except from a stop string on."""
@@ -44,8 +54,12 @@ class TextStream:
         piece, self._known = text[len(self._known) :], text
         if len(self._ids) - self._start > 2 * CONTEXT_TOKENS:
             self._start = len(self._ids) - CONTEXT_TOKENS
-            self._known = self._decode(self._ids[self._start :])
+            self._known = self._whole_characters()
         return piece
+
+    def _whole_characters(self) -> str:
+        """The text from `_start` on without the beginning of a character whose other bytes are still to come."""
+        return self._decode(self._ids[self._start :]).rstrip(REPLACEMENT)
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -16,10 +16,13 @@ from moespec.types import DraftTree, Verdict
 def verify_tree(tree: DraftTree, target_T: Tensor) -> Verdict:
     """The accepted path and the emitted tokens. `target_T` int64 [T]: the target's token after each row.
 
-    Siblings differ, so at most one child of an accepted row equals the target's token there. One copy to the host: the
-    walk over its numbers takes microseconds, where tensor operations for the same take a dozen calls.
+    Siblings differ, so at most one child of an accepted row equals the target's token there. The walk over numbers on
+    the host takes microseconds, where tensor operations for the same take a dozen calls; from a device they come in one
+    copy.
     """
-    tokens, parents, wanted = torch.stack((tree.tokens_T, tree.parents_T, target_T)).tolist()
+    parts = tree.tokens_T, tree.parents_T, target_T
+    is_on_host = target_T.device.type == "cpu"
+    tokens, parents, wanted = (part.tolist() for part in parts) if is_on_host else torch.stack(parts).tolist()
     path = [0]
     for row, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
         if parent == path[-1] and token == wanted[parent]:

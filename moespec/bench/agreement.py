@@ -19,6 +19,7 @@ from moespec.drafters.base import DraftContext
 from moespec.engine import Engine
 from moespec.kv_cache import TreeCache
 from moespec.recorder import StepRecorder, policy_for
+from moespec.report import TreeOpinions
 from moespec.run import Conversation, Run
 from moespec.step_router import NaturalRouter
 from moespec.trace import RunSummary
@@ -96,15 +97,15 @@ class Replay(Run):
     text_ids: list[int] = field(default_factory=list)
     root_agrees: list[bool] = field(default_factory=list)
 
-    def _verify(self, tree: DraftTree, prefix: int, recorder: StepRecorder) -> tuple[Tensor, Verdict]:
-        logits_TV, verdict = super()._verify(tree, prefix, recorder)
+    def _verify(self, tree: DraftTree, prefix: int, recorder: StepRecorder) -> tuple[TreeOpinions, Verdict]:
+        opinions, verdict = super()._verify(tree, prefix, recorder)
         wanted = self.text_ids[len(self.totals.token_ids) :]
         pairs = zip(verdict.token_ids, wanted, strict=False)
         num_same = next((n for n, (ours, theirs) in enumerate(pairs) if ours != theirs), len(verdict.token_ids))
         self.root_agrees.append(num_same > 0)
         # Rows behind the first wrong token are not kept; the text's own token takes its place.
         emitted = [*verdict.token_ids[:num_same], *wanted[num_same : num_same + 1]][: len(verdict.path)]
-        return logits_TV, Verdict(path=verdict.path[: len(emitted)], token_ids=emitted)
+        return opinions, Verdict(path=verdict.path[: len(emitted)], token_ids=emitted)
 
 
 def replay(engine: Engine, arm: Arm, prompt_ids: list[int], text_ids: list[int]) -> tuple[list[bool], RunSummary]:

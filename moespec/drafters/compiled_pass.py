@@ -1,8 +1,8 @@
 """An EAGLE-3 head on compiled CPU kernels: a pass is one call, and so is the growth of a whole tree.
 
-Its matrices are kept in bf16, as heads are published: every level of a tree reads all of them, and that is what a level
-costs. The sums are fp32. Owns its KV cache; the formula is `head.py`'s, the kernels are `native/head.py` and
-`native/tree.py`.
+Its matrices are rounded to int8: every level of a tree reads all of them, and that is what a level costs. What it
+drafts is verified, so that rounding can cost tokens per step and nothing else. The sums are fp32. Owns its KV cache;
+the formula is `head.py`'s, the kernels are `native/head.py` and `native/tree.py`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from moespec.config import TreeConfig
 from moespec.drafters.head import Eagle3Head
-from moespec.drafters.passes import KeysAndValues, Rows, joined, rope_table
-from moespec.native import array, half_array, load_kernels, use_threads
+from moespec.drafters.passes import KeysAndValues, rope_table
+from moespec.native import array, load_kernels, use_threads
+from moespec.native.weights import rounded
 from moespec.tree import NUM_ALTERNATIVES, num_asked
 from moespec.types import DraftTree
 
@@ -33,13 +34,13 @@ class CompiledPass:
         self._weights = (
             array(torch.stack([norm.weight for norm in norms])),
             config.rms_norm_eps,
-            half_array(joined(attention.q_proj, attention.k_proj, attention.v_proj)),
+            rounded(attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight),
             np.empty((config.num_attention_heads + config.num_key_value_heads, 0), np.float32),
-            *(half_array(attention.o_proj.weight), half_array(joined(mlp.gate_proj, mlp.up_proj))),
-            half_array(mlp.down_proj.weight),
+            *(rounded(attention.o_proj.weight), rounded(mlp.gate_proj.weight, mlp.up_proj.weight)),
+            rounded(mlp.down_proj.weight),
         )
-        self._final = array(head.norm.weight), half_array(head.lm_head.weight)
-        self._fc = half_array(head.fc.weight)
+        self._final = array(head.norm.weight), rounded(head.lm_head.weight)
+        self._fc = rounded(head.fc.weight)
         assert head.embeddings is not None
         self._embeddings = head.embeddings.contiguous().numpy()
         vocab_map = head.draft_ids()
@@ -49,21 +50,16 @@ class CompiledPass:
         self._norm_output = config.norm_output
         self._kv = KeysAndValues(head)
 
-    def fuse(self, features_NF: Tensor) -> Tensor:
+    def extend(self, tokens: list[int], features_NF: Tensor, start: int) -> Tensor:
         use_threads()
-        return torch.from_numpy(self._kernels.layers.linear(features_NF.float().contiguous().numpy(), self._fc))
-
-    def run(self, rows: Rows) -> Tensor:
-        use_threads()
-        self._kv.reserve(rows.start + len(rows.tokens_N))
-        tokens, positions = rows.tokens_N.numpy(), rows.positions_N.numpy()
-        states = self._kernels.head.states(
-            *(self._embeddings[tokens], rows.hidden_ND.contiguous().numpy(), *self._weights),
-            *(self._cos[positions], self._sin[positions], *self._kv.stored.numpy(), (rows.start, rows.num_free)),
-            np.empty((1, 0), np.bool_) if rows.seen_NM is None else rows.seen_NM.numpy(),
+        end = start + len(tokens)
+        self._kv.reserve(end)
+        state = self._kernels.head.extend(
+            *(features_NF.float().contiguous().numpy(), np.array(tokens, np.int64), self._fc, self._weights),
+            *(self._embeddings, self._cos[start:end], self._sin[start:end], *self._kv.stored.numpy(), start),
             (self._scale, self._before_residual),
         )
-        return torch.from_numpy(states)
+        return torch.from_numpy(state)
 
     def grow(self, state_1D: Tensor, length: int, root: int, config: TreeConfig) -> DraftTree:
         use_threads()

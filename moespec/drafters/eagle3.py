@@ -12,7 +12,7 @@ from torch import Tensor
 from moespec.drafters.base import DraftContext
 from moespec.drafters.compiled_pass import CompiledPass
 from moespec.drafters.head import Eagle3Head
-from moespec.drafters.passes import HeadPass, Rows
+from moespec.drafters.passes import HeadPass
 from moespec.drafters.torch_pass import TorchPass
 from moespec.lean import MAX_HIDDEN_SIZE
 from moespec.native import load_kernels
@@ -57,11 +57,8 @@ class Eagle3Drafter:
         features_NF = torch.cat(self._pending) if len(self._pending) > 1 else self._pending[0]
         start, end = self._length, self._length + features_NF.shape[0]
         assert end == len(token_ids) - 1, "every committed position but the root's has been observed"
-        tokens_N = torch.tensor(token_ids[start + 1 : end + 1], device=self._device)
-        positions_N = torch.arange(start, end, device=self._device)
-        states_ND = self._pass.run(Rows(tokens_N, positions_N, self._pass.fuse(features_NF), start, start))
         self._length, self._pending = end, []
-        return states_ND[-1:]
+        return self._pass.extend(token_ids[start + 1 : end + 1], features_NF, start)
 
 
 def make_pass(head: Eagle3Head, max_context: int) -> HeadPass:

@@ -1,12 +1,11 @@
-"""What drafting needs of an EAGLE-3 head: one pass over a few rows, and the growth of a tree. Owns the seam.
+"""What drafting needs of an EAGLE-3 head: to follow committed tokens, and to grow a tree. Owns the seam.
 
 Behind it the head's formula is written out on raw arrays (`torch_pass.py`, `compiled_pass.py`): a draft step is short,
-and through modules the calls would cost more than the products. Knows nothing of committed tokens.
+and through modules the calls would cost more than the products. Knows nothing of engines.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -19,33 +18,12 @@ from moespec.types import DraftTree
 INITIAL_CAPACITY = 512  # positions; doubled when needed
 
 
-@dataclass(frozen=True)
-class Rows:
-    """What a pass runs over.
-
-    tokens_N, positions_N  int64; hidden_ND: g
-    start                  where the rows' keys and values go
-    num_free               every row sees the first so many keys
-    seen_NM                bool; which of the keys behind those a row sees. None: all before it, and itself
-    """
-
-    tokens_N: Tensor
-    positions_N: Tensor
-    hidden_ND: Tensor
-    start: int
-    num_free: int
-    seen_NM: Tensor | None = None
-
-
 class HeadPass(Protocol):
     """What drafting needs of a head."""
 
-    def fuse(self, features_NF: Tensor) -> Tensor:
-        """g = fc(concat of the taps) [N, D]."""
-        ...
-
-    def run(self, rows: Rows) -> Tensor:
-        """States h_out [N, D]."""
+    def extend(self, tokens: list[int], features_NF: Tensor, start: int) -> Tensor:
+        """Run over the committed pairs (features of a position, token behind it) from position `start` on and keep
+        their keys and values; the state h_out [1, D] of the last."""
         ...
 
     def grow(self, state_1D: Tensor, length: int, root: int, config: TreeConfig) -> DraftTree:
@@ -74,7 +52,3 @@ def rope_table(head: Eagle3Head, max_context: int) -> tuple[Tensor, Tensor]:
     positions = torch.arange(max_context + MAX_TREE_TOKENS, device=like.device)
     cos, sin = rotary(positions, head.config.head_dim, head.config.rope_theta)
     return cos.to(like.dtype), sin.to(like.dtype)
-
-
-def joined(*layers: torch.nn.Linear) -> Tensor:
-    return torch.cat([layer.weight for layer in layers])

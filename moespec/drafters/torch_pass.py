@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,9 +11,27 @@ from torch import Tensor
 from moespec.config import TreeConfig
 from moespec.dense import PackedLinear
 from moespec.drafters.head import Eagle3Head, apply_rotary
-from moespec.drafters.passes import KeysAndValues, Rows, joined, rope_table
+from moespec.drafters.passes import KeysAndValues, rope_table
 from moespec.tree import Best, Frontier, grow_tree, num_asked
 from moespec.types import DraftTree
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a pass runs over.
+
+    tokens_N, positions_N  int64; hidden_ND: g
+    start                  where the rows' keys and values go
+    num_free               every row sees the first so many keys
+    seen_NM                bool; which of the keys behind those a row sees. None: all before it, and itself
+    """
+
+    tokens_N: Tensor
+    positions_N: Tensor
+    hidden_ND: Tensor
+    start: int
+    num_free: int
+    seen_NM: Tensor | None = None
 
 
 class TorchPass:
@@ -20,17 +40,22 @@ class TorchPass:
     def __init__(self, head: Eagle3Head, max_context: int) -> None:
         attention, mlp = head.midlayer.self_attn, head.midlayer.mlp
         self._head, self._config = head, head.config
-        self._qkv = PackedLinear(joined(attention.q_proj, attention.k_proj, attention.v_proj))
-        self._gate_up = PackedLinear(joined(mlp.gate_proj, mlp.up_proj))
+        self._qkv = PackedLinear(_joined(attention.q_proj, attention.k_proj, attention.v_proj))
+        self._gate_up = PackedLinear(_joined(mlp.gate_proj, mlp.up_proj))
         self._down, self._lm_head = PackedLinear(mlp.down_proj.weight), PackedLinear(head.lm_head.weight)
         self._cos, self._sin = rope_table(head, max_context)
         self._vocab_map = head.draft_ids()
         self._kv = KeysAndValues(head)
 
-    def fuse(self, features_NF: Tensor) -> Tensor:
-        return self._head.fuse(features_NF.to(self._head.fc.weight.dtype))
+    def extend(self, tokens: list[int], features_NF: Tensor, start: int) -> Tensor:
+        like = self._head.fc.weight
+        tokens_N = torch.tensor(tokens, device=like.device)
+        positions_N = torch.arange(start, start + len(tokens), device=like.device)
+        hidden_ND = self._head.fuse(features_NF.to(like.dtype))
+        return self.run(Rows(tokens_N, positions_N, hidden_ND, start, start))[-1:]
 
     def run(self, rows: Rows) -> Tensor:
+        """States h_out [N, D]."""
         layer, config, hidden_ND = self._head.midlayer, self._config, rows.hidden_ND
         start, num_rows = rows.start, len(rows.tokens_N)
         end = start + num_rows
@@ -106,3 +131,7 @@ def _additive_mask(rows: Rows, num_keys: int) -> Tensor | None:
         mask_NS = like.new_zeros(num_rows, num_keys)
         mask_NS[:, rows.num_free :].masked_fill_(~rows.seen_NM, minimum)
     return mask_NS[None, None]
+
+
+def _joined(*layers: torch.nn.Linear) -> Tensor:
+    return torch.cat([layer.weight for layer in layers])

@@ -65,8 +65,3 @@ def use_threads() -> None:
 def array(weight: Tensor) -> np.ndarray:
     """A weight as a kernel takes it: C order, over the same memory where it already is."""
     return weight.detach().contiguous().numpy()
-
-
-def half_array(weight: Tensor) -> np.ndarray:
-    """A weight rounded to bf16 as a kernel takes it: its bits in uint16, half of what there is to read."""
-    return weight.detach().to(torch.bfloat16).contiguous().view(torch.uint16).numpy()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from moespec.native.layers import FAST, F, dot, exp, linear, mixes, products
+from moespec.native.layers import FAST, F, dot, exp, likenesses, linear, mixes
 
 BLOCK = 4  # queries per task, or those of one row where they are more
 LEAST = F(-1e30)  # instead of an infinity, which fast arithmetic may assume away
@@ -59,7 +59,7 @@ def _attend(queries, keys, values, num_free, seen, scale, out):
     num_keys = keys.shape[0]
     group = queries.shape[0] // seen.shape[0]
     scores = np.empty((queries.shape[0], num_keys), np.float32)
-    products(queries, keys, 0, num_keys, scores)
+    likenesses(queries, keys, scores)
     for j in range(queries.shape[0]):
         for s in range(num_free, num_keys):
             if not seen[j // group, s - num_free]:
@@ -110,9 +110,9 @@ def _causal(num_rows):
 def attention(x, qkv, norms, eps, out, cos, sin, keys, values, start, num_free, seen, scale):
     """[T, D] of normalised rows x [T, D]; their keys and values go to positions `start` on.
 
-    qkv [(Hq + 2 Hkv) d, D]; norms [Hq + Hkv, d] of queries and keys, or [Hq + Hkv, 0]; out [D, Hq d]; cos, sin [T, d];
-    keys, values [Hkv, capacity, d]. Every row sees the first `num_free` keys, and of those behind them what its row of
-    `seen` [T, M] says; without columns, what lies before it and itself.
+    Weights: qkv [(Hq + 2 Hkv) d, D], out [D, Hq d]; norms [Hq + Hkv, d] of queries and keys, or [Hq + Hkv, 0]. cos, sin
+    [T, d]; keys, values [Hkv, capacity, d]. Every row sees the first `num_free` keys, and of those behind them what its
+    row of `seen` [T, M] says; without columns, what lies before it and itself.
     """
     num_rows, size, num_kv = x.shape[0], cos.shape[1], keys.shape[0]
     group = norms.shape[0] // num_kv - 1

@@ -28,7 +28,7 @@ def decode(hidden, layers, caches, final, eps, cos, sin, start, seen, router, bu
     """
     top_k, kind, scale = router
     natural, protect_root, size, coverage, truncates = budget
-    num_layers, num_rows, num_experts = len(layers), hidden.shape[0], layers[0][5].shape[0]
+    num_layers, num_rows, num_experts = len(layers), hidden.shape[0], layers[0][5][1].shape[0]
     entering = np.empty((num_layers, num_rows, hidden.shape[1]), np.float32)
     logits = np.empty((num_layers, num_rows, num_experts), np.float32)
     ids = np.empty((num_layers, num_rows, top_k), np.int64)

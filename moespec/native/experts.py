@@ -1,8 +1,8 @@
 """The experts of one MoE layer as a compiled CPU kernel, expert-major.
 
-| kernel    | reads                                                               | writes |
-|-----------|---------------------------------------------------------------------|--------|
-| `experts` | x [T, D], ids, weights [T, K], gate_up [E, 2 I, D], down [E, D, I]  | [T, D] |
+| kernel    | reads                                                                          | writes |
+|-----------|--------------------------------------------------------------------------------|--------|
+| `experts` | x [T, D], ids, weights [T, K], panels of gate_up [E, 2 I, D], down [E, D, I]   | [T, D] |
 
 An expert with no surviving (row, slot) is not touched; the others' weights come from memory once for all their rows.
 Knows nothing of routers or budgets: a weight of 0 is all that it sees of them.
@@ -43,14 +43,14 @@ def _by_expert(ids, weights, num_experts):
 
 @njit(**FAST)
 def _feed_forward(x, rows, gate_up, down, out):
-    """out [N, D]: the FFN of one expert on these rows of x [T, D]. gate_up [2 I, D], gates before ups."""
+    """out [N, D]: the FFN of one expert on these rows of x [T, D]. Panels of gate_up [2 I, D], gates before ups."""
     num_rows, width = rows.shape[0], down.shape[1]
     own = np.empty((num_rows, x.shape[1]), np.float32)
     gates = np.empty((num_rows, 2 * width), np.float32)
     hidden = np.empty((num_rows, width), np.float32)
     for n in range(num_rows):
         own[n] = x[rows[n]]
-    products(own, gate_up, 0, 2 * width, gates)
+    products(own, gate_up, 0, gate_up.shape[0], gates)
     for n in range(num_rows):
         for i in range(width):
             hidden[n, i] = silu(gates[n, i]) * gates[n, width + i]
@@ -61,7 +61,7 @@ def _feed_forward(x, rows, gate_up, down, out):
 def experts(x, ids, weights, gate_up, down):
     """out_t = sum_k weights[t, k] FFN_{ids[t, k]}(x_t), [T, D]; a pair of weight 0 reads nothing.
 
-    gate_up [E, 2 I, D], down [E, D, I]: each expert's weights come from memory once for all its rows.
+    gate_up [E, 2 I / 16, D, 16], down [E, D / 16, I, 16]: each expert's weights come from memory once for all its rows.
     """
     active, starts, rows, places = _by_expert(ids, weights, gate_up.shape[0])
     outputs = np.empty((rows.shape[0], x.shape[1]), np.float32)

@@ -13,25 +13,38 @@ from moespec.native.layers import FAST, F, exp, linear, silu, unit_rows
 
 
 @njit(**FAST)
-def states(embeds, hidden, norms, eps, qkv, heads, out, gate_up, down, cos, sin, keys, values, places, seen, options):
-    """h_out [N, D] of rows (embedding of the next token, g); keys and values go behind the `start` they have.
+def states(embeds, hidden, weights, cos, sin, keys, values, places, seen, options, keep):
+    """h_out [keep, D] of the last rows of (embedding of the next token, g) [N, D]; all their keys and values go to the
+    start that `places` names.
 
-    norms: weights [3, D] of the embedding, of g and before the MLP; heads [Hq + Hkv, 0] counts them; gate_up [2 I, D];
-    places (start, num_free) and `seen` as in `attention`; options (scale, whether the residual is the normalised g).
+    weights: (norms [3, D] of the embedding, of g and before the MLP, eps, qkv, heads [Hq + Hkv, 0] counts them, out,
+    gate_up [2 I, D], down); places (start, num_free) and `seen` as in `attention`; options (scale, whether the residual
+    is the normalised g).
     """
+    norms, eps, qkv, heads, out, gate_up, down = weights
     normed = unit_rows(hidden, norms[1], eps)
     joined = np.concatenate((unit_rows(embeds, norms[0], eps), normed), axis=1)
     start, num_free = places
     scale, before_residual = options
     residual = attention(joined, qkv, heads, eps, out, cos, sin, keys, values, start, num_free, seen, scale)
     residual += normed if before_residual else hidden
+    residual = residual[residual.shape[0] - keep :]
     gates = linear(unit_rows(residual, norms[2], eps), gate_up)
-    width = gate_up.shape[0] // 2
+    width = gates.shape[1] // 2
     inner = np.empty((gates.shape[0], width), np.float32)
     for row in range(gates.shape[0]):
         for i in range(width):
             inner[row, i] = silu(gates[row, i]) * gates[row, width + i]
     return residual + linear(inner, down)
+
+
+@njit(**FAST)
+def extend(features, tokens, fc, weights, embeddings, cos, sin, keys, values, start, options):
+    """The state [1, D] after the last of N committed pairs (features [N, F], token behind them); cos, sin [N, d]."""
+    is_causal = np.empty((1, 0), np.bool_)
+    hidden = linear(features, fc)
+    places = (start, start)
+    return states(embeddings[tokens], hidden, weights, cos, sin, keys, values, places, is_causal, options, 1)
 
 
 @njit(**FAST)
@@ -69,3 +82,14 @@ def best_of(logits, num_best):
     for row in prange(num_rows):
         _best_of_row(logits[row], ids[row], logp[row])
     return ids, logp
+
+
+@njit(**FAST)
+def opinions(logits, parents, tokens, num_best):
+    """`best_of` the logits [T, V] of a tree's rows, and each row's own log-probability [T] below its parent."""
+    ids, logp = best_of(logits, num_best)
+    node_logp = np.zeros(logits.shape[0], np.float32)
+    for row in range(1, logits.shape[0]):
+        up = parents[row]
+        node_logp[row] = logp[up, 0] + logits[up, tokens[row]] - logits[up, ids[up, 0]]
+    return ids, logp, node_logp

@@ -28,9 +28,11 @@ def _softmax(logits, probs):
 
 
 @njit(cache=True)
-def _best(values, allowed, ids):
-    """The highest of the allowed values, ties to the lower id; by insertion, as most values fall at once."""
+def highest(values, allowed, ids):
+    """The highest of the allowed values, best first, ties to the lower id; by insertion, as most values fall at once."""
     found, size = 0, ids.shape[0]
+    if size == 0:
+        return
     for i in range(values.shape[0]):
         if not allowed[i] or (found == size and values[i] <= values[ids[size - 1]]):
             continue
@@ -71,7 +73,7 @@ def route(logits, top_k, kind):
     everyone = np.ones(num_experts, np.bool_)
     for row in range(num_rows):
         _softmax(logits[row], probs[row])
-        _best(logits[row], everyone, ids[row])
+        highest(logits[row], everyone, ids[row])
         _weigh(logits[row], probs[row], ids[row], everyone, kind, weights[row])
     return probs, ids, weights
 
@@ -94,7 +96,7 @@ def plan(logits, probs, ids, weights, row_weights, natural, protect_root, budget
     size = max(budget, top_k)
     if coverage > 0:
         order = np.empty(num_experts, np.int64)
-        _best(score, everyone, order)
+        highest(score, everyone, order)
         size, mass, whole = 1, score[order[0]], score.sum()
         while size < num_experts and mass / whole < coverage:
             mass += score[order[size]]
@@ -104,7 +106,7 @@ def plan(logits, probs, ids, weights, row_weights, natural, protect_root, budget
         for slot in range(top_k):
             ranked[ids[0, slot]] = np.inf
     chosen = np.empty(min(size, num_experts), np.int64)
-    _best(ranked, everyone, chosen)
+    highest(ranked, everyone, chosen)
     kept = np.zeros(num_experts, np.bool_)
     for expert in chosen:
         kept[expert] = True
@@ -115,7 +117,7 @@ def plan(logits, probs, ids, weights, row_weights, natural, protect_root, budget
     new_weights = np.empty_like(weights)
     for row in range(num_rows):
         if not truncates:
-            _best(logits[row], kept, new_ids[row])
+            highest(logits[row], kept, new_ids[row])
         _weigh(logits[row], probs[row], new_ids[row], kept, kind, new_weights[row])
     return new_ids, new_weights, kept, score
 

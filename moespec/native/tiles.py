@@ -3,10 +3,10 @@
 | tile     | writes                                                                | from                      |
 |----------|-----------------------------------------------------------------------|---------------------------|
 | `dots_R` | y[row : row + R, (o, o + apart)] = (x weight^T) there                 | x [T, D], weight [O, D]   |
-| `mix_R`  | y[row : row + R, o : o + 16] = (x weight) there                       | x [T, S], weight [S, O]   |
+| `mix_R`  | y[row : row + R, o : o + 16] = x weight[:, i : i + 16]                | x [T, S], weight [S, O]   |
 
-Sums stay in registers. x and y are fp32 in C order; a weight may be bf16, as its bits in uint16; D is a multiple of
-`DEPTH`. Nothing is checked: callers stay inside the arrays.
+Sums stay in registers. x and y are fp32 in C order; a weight may be int8; D is a multiple of `DEPTH`. Nothing is
+checked: callers stay inside the arrays.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ NUM_SUMS = 8  # vectors that are summed into at a time: as many as hide the late
 DEPTH = 32  # values of D that one round of `dots_1` takes, the most of all
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
 INTS = ir.VectorType(ir.IntType(32), LANES)
-SHORTS = ir.VectorType(ir.IntType(16), LANES)
+BYTES = ir.VectorType(ir.IntType(8), LANES)
+AHEAD = 8192  # bytes of a weight that are asked for before their turn, where the products take longer than the reading
 
 # Three rounds add the lanes of eight vectors into one: of each pair, halves side by side, added.
 FOLDS = (
@@ -39,7 +40,7 @@ class _Matrix:
 
     def __init__(self, context: Any, builder: ir.IRBuilder, kind: Any, value: ir.Value) -> None:
         array = context.make_array(kind)(context, builder, value)
-        self._builder, self._size = builder, 2 if kind.dtype == types.uint16 else 4
+        self._builder, self._size = builder, kind.dtype.bitwidth // 8
         self.num_rows, self.num_columns = cgutils.unpack_tuple(builder, array.shape)
         self._stride = cgutils.unpack_tuple(builder, array.strides)[0]
         self._base = builder.ptrtoint(array.data, self._stride.type)
@@ -53,8 +54,7 @@ class _Matrix:
         b = self._builder
         if self._size == 4:
             return b.load(self._at(row, column, plus, FLOATS), align=4)
-        bits = b.zext(b.load(self._at(row, column, plus, SHORTS), align=2), INTS)
-        return b.bitcast(b.shl(bits, ir.Constant(INTS, [16] * LANES)), FLOATS)
+        return b.sitofp(b.load(self._at(row, column, plus, BYTES), align=1), FLOATS)
 
     def everywhere(self, row: ir.Value, column: ir.Value) -> ir.Value:
         """One value in all lanes."""
@@ -62,6 +62,14 @@ class _Matrix:
         value = b.load(self._at(row, column, 0, ir.FloatType()), align=4)
         first = b.insert_element(ir.Constant(FLOATS, ir.Undefined), value, ir.IntType(32)(0))
         return b.shuffle_vector(first, first, ir.Constant(INTS, [0] * LANES))
+
+    def ask_for(self, row: ir.Value, column: ir.Value) -> None:
+        """Begin to read what lies `AHEAD` of here. An address outside the array does no harm."""
+        b, number = self._builder, ir.IntType(32)
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0i8")
+        b.call(function, [self._at(b.add(row, row.type(AHEAD)), column, 0, ir.IntType(8)), *map(number, (0, 3, 1))])
 
     def put(self, value: ir.Value, row: ir.Value, column: ir.Value, plus: int = 0) -> None:
         self._builder.store(value, self._at(row, column, plus, value.type), align=4)
@@ -86,15 +94,17 @@ class _Sums:
         product = self._builder.fmul(a, b, flags=("fast",))
         self._builder.store(self._builder.fadd(product, self._builder.load(place), flags=("fast",)), place)
 
-    def vectors(self) -> list[ir.Value]:
-        return [self._builder.load(place) for place in self._places]
+    def totals(self, num_parts: int) -> list[ir.Value]:
+        """The sum of each `num_parts` vectors in turn."""
+        vectors = [self._builder.load(place) for place in self._places]
+        while num_parts > 1:
+            vectors = [self._builder.fadd(*pair, flags=("fast",)) for pair in _pairs(vectors)]
+            num_parts //= 2
+        return vectors
 
     def folded(self, num_parts: int) -> ir.Value:
         """The sums of all lanes of each `num_parts` vectors in turn, in the first lanes of one vector."""
-        b, vectors = self._builder, self.vectors()
-        while num_parts > 1:
-            vectors = [b.fadd(*pair, flags=("fast",)) for pair in _pairs(vectors)]
-            num_parts //= 2
+        b, vectors = self._builder, self.totals(num_parts)
         vectors *= LANES // len(vectors)
         for masks in FOLDS:
             halves = [[b.shuffle_vector(*pair, ir.Constant(INTS, mask)) for mask in masks] for pair in _pairs(vectors)]
@@ -146,25 +156,39 @@ def _dots(num_rows: int) -> Any:
     return _tile(emit)
 
 
-def _mix(num_rows: int) -> Any:
-    """The tile of x weight, two vectors wide."""
+def _mix(num_rows: int, num_parts: int) -> Any:
+    """The tile of x weight, two vectors wide; where rows are few, a sum is kept in several parts.
 
-    def emit(b: ir.IRBuilder, x: _Matrix, row: ir.Value, weight: _Matrix, y: _Matrix, o: ir.Value) -> None:
+    One row is done as soon as its weights are there: asking for more than the processor does by itself takes time.
+    """
+
+    def emit(b: ir.IRBuilder, x: _Matrix, row: ir.Value, weight: _Matrix, y: _Matrix, i: ir.Value, o: ir.Value) -> None:
         rows = [x.row(row, n) for n in range(num_rows)]
-        sums = _Sums(b, 2 * num_rows)
+        sums = _Sums(b, 2 * num_rows * num_parts)
         zero = weight.num_rows.type(0)
-        with cgutils.for_range_slice(b, zero, weight.num_rows, zero.type(1)) as (s, _):
-            place = weight.row(s)
-            pair = weight.vector(place, o), weight.vector(place, o, LANES)
+
+        def add(s: ir.Value, part: int) -> None:
+            place = weight.row(s, part)
+            if num_rows > 1:
+                weight.ask_for(place, i)
+            pair = weight.vector(place, i), weight.vector(place, i, LANES)
             for n, start in enumerate(rows):
-                value = x.everywhere(start, s)
+                value = x.everywhere(start, b.add(s, s.type(part)))
                 for m in range(2):
-                    sums.add(2 * n + m, pair[m], value)
-        for number, vector in enumerate(sums.vectors()):
+                    sums.add((2 * n + m) * num_parts + part, pair[m], value)
+
+        whole = b.sub(weight.num_rows, b.urem(weight.num_rows, zero.type(num_parts)))
+        with cgutils.for_range_slice(b, zero, whole, zero.type(num_parts)) as (s, _):
+            for part in range(num_parts):
+                add(s, part)
+        if num_parts > 1:
+            with cgutils.for_range_slice(b, whole, weight.num_rows, zero.type(1)) as (s, _):
+                add(s, 0)
+        for number, vector in enumerate(sums.totals(num_parts)):
             y.put(vector, y.row(row, number // 2), o, LANES * (number % 2))
 
     return _tile(emit)
 
 
 dots_4, dots_3, dots_2, dots_1 = _dots(4), _dots(3), _dots(2), _dots(1)
-mix_4, mix_3, mix_2, mix_1 = _mix(4), _mix(3), _mix(2), _mix(1)
+mix_4, mix_3, mix_2, mix_1 = _mix(4, 1), _mix(3, 2), _mix(2, 2), _mix(1, 4)

@@ -10,19 +10,14 @@ from numba import njit
 
 from moespec.native.head import best_tokens, states
 from moespec.native.layers import FAST, F, unit_rows
+from moespec.native.routing import highest
 
 
 @njit(**FAST)
 def _highest(values, count):
     """Indices of the highest values, best first; ties to the lower index, so that a parent comes before its child."""
-    taken, found = np.zeros(values.shape[0], np.bool_), np.empty(count, np.int64)
-    for place in range(count):
-        best = -1
-        for i in range(values.shape[0]):
-            if not taken[i] and (best < 0 or values[i] > values[best]):
-                best = i
-        taken[best] = True
-        found[place] = best
+    found = np.empty(count, np.int64)
+    highest(values, np.ones(values.shape[0], np.bool_), found)
     return found
 
 
@@ -30,13 +25,13 @@ def _highest(values, count):
 def grow(state, length, head, final, embeddings, vocab_map, cos, sin, keys, values, shape, options):
     """The pool of one growth from the root's state [1, D]; committed keys fill the first `length` places.
 
-    head: the weights of `states` (norms, eps, qkv, heads, out, gate_up, down); final: (norm, lm_head);
+    head: the weights of `states`; final: (norm, lm_head);
     shape: (depth, top_k, alternatives, least log-probability of a
     path); options: (scale, residual is normalised, the next g is normalised).
     Returns candidates (tokens [P], logp [P], parents [P] in the pool or -1, levels [P]) and, per expanded node, its
     place in the pool [X] with what was seen below it, ids and log-probabilities [X, A].
     """
-    norms, eps, qkv, heads, out, gate_up, down = head
+    eps = head[1]
     norm, lm_head = final
     depth, top_k, num_best, least_logp = shape
     scale, before_residual, norm_output = options
@@ -65,10 +60,10 @@ def grow(state, length, head, final, embeddings, vocab_map, cos, sin, keys, valu
             seen[row, row] = True
         turns = np.full(width, length + level - 1)
         above = states(
-            embeddings[tokens[likely]], hidden[row_of[:width]], norms, eps, qkv, heads, out, gate_up, down,
-            cos[turns], sin[turns], keys, values, (length + rows_before, length),
+            embeddings[tokens[likely]], hidden[row_of[:width]], head, cos[turns], sin[turns], keys, values,
+            (length + rows_before, length),
             np.ascontiguousarray(seen[rows_before : rows_before + width, : rows_before + width]),
-            (scale, before_residual),
+            (scale, before_residual), width,
         )  # fmt: skip
         ids, best = best_tokens(above, norm, eps, lm_head, num_best)
         first = filled

@@ -46,13 +46,13 @@ def open_browser() -> Iterator[Browser]:
 
 
 @contextlib.contextmanager
-def serve_page() -> Iterator[str]:
-    """`serve.py` in a process of its own, as a newcomer starts it; its address once it answers."""
+def serve_page(program: str = "serve.py") -> Iterator[str]:
+    """A page in a process of its own, by default as a newcomer starts it; its address once it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {"PORT": str(port), "HF_HUB_OFFLINE": "1"}
-    server = subprocess.Popen([sys.executable, "serve.py"], cwd=ROOT, env=environment)
+    environment = os.environ | {"PORT": str(port), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    server = subprocess.Popen([sys.executable, program], cwd=ROOT, env=environment)
     address = f"http://127.0.0.1:{port}"
     try:
         _wait_for(address, server)
@@ -65,7 +65,7 @@ def serve_page() -> Iterator[str]:
 def _wait_for(address: str, server: subprocess.Popen, limit_s: float = 120) -> None:
     began = time.monotonic()
     while time.monotonic() - began < limit_s:
-        assert server.poll() is None, "serve.py ended before it answered"
+        assert server.poll() is None, "the page ended before it answered"
         try:
             urllib.request.urlopen(address, timeout=5)
             return

@@ -18,6 +18,12 @@ def address():
 
 
 @pytest.fixture(scope="module")
+def unhurried_address():
+    with serve_page("tests/browser/unhurried.py") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
 def browser():
     with open_browser() as opened:
         yield opened
@@ -44,7 +50,7 @@ class Visitor:
         self.page.wait_for_selector(f'{FRAME}[data-status="{status}"]', timeout=LONG)
 
     def ask_for_a_long_answer(self, text: str) -> None:
-        """One that no machine has finished before the next line of a test."""
+        """One that is not finished before the next lines of a test: ask it of an unhurried page."""
         self.page.get_by_role("tab", name="How to write").click()
         field = self.page.get_by_label("number input for Maximum new tokens")
         field.fill("2048")
@@ -63,8 +69,7 @@ class Visitor:
         return self.page.locator("#chat .bot").last.inner_text()
 
 
-@pytest.fixture
-def visitor(browser, address):
+def a_visit(browser, address: str):
     seen = Visitor(browser, address)
     yield seen
     seen.page.context.close()
@@ -73,10 +78,21 @@ def visitor(browser, address):
     assert elsewhere == [], "the page asks no other host for anything"
 
 
-def test_text_and_all_panels_change_while_the_answer_streams(visitor):
-    page = visitor.page
-    visitor.ask_for_a_long_answer("Tell me a short story.")
-    visitor.wait("writing")
+@pytest.fixture
+def visitor(browser, address):
+    yield from a_visit(browser, address)
+
+
+@pytest.fixture
+def watcher(browser, unhurried_address):
+    """Who has time to act while an answer is written."""
+    yield from a_visit(browser, unhurried_address)
+
+
+def test_text_and_all_panels_change_while_the_answer_streams(watcher):
+    page = watcher.page
+    watcher.ask_for_a_long_answer("Tell me a short story.")
+    watcher.wait("writing")
     drawn = """() => {
         const find = (name) => document.querySelector(`.mss-${name}`);
         const images = ["heat", "tail"].map((name) => find(name).toDataURL());
@@ -88,29 +104,25 @@ def test_text_and_all_panels_change_while_the_answer_streams(visitor):
     after = page.evaluate(drawn)
     assert page.locator(FRAME).get_attribute("data-status") == "writing"
     assert all(one != other for one, other in zip(before, after, strict=True))
-    assert len(visitor.answer) > 10
+    assert len(watcher.answer) > 10
     page.click("#stop")
-    visitor.wait("done")
+    watcher.wait("done")
     expect(page.locator(".mss-message")).to_have_text("Stopped.")
     assert page.locator(".mss-guessed").count() > 1, "accepted drafts are marked"
 
 
-def test_moving_the_budget_acts_on_the_running_answer(visitor):
-    page = visitor.page
-    visitor.ask_for_a_long_answer("Tell me a long story about a dog.")
+def test_moving_the_budget_acts_on_the_running_answer(watcher):
+    page = watcher.page
+    watcher.ask_for_a_long_answer("Tell me a long story about a dog.")
     page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="12"]', timeout=LONG)
-    visitor.set_budget(20)
+    watcher.set_budget(20)
     page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="20"]', timeout=LONG)
     expect(page.locator('[data-figure="force"]')).to_have_text("budget 20, substitution")
-    page.click("#stop")
-    visitor.wait("done")
-    visitor.ask("And then?")  # a second answer, as one may be over before both moves are made
-    visitor.wait("writing")
     page.get_by_label("No budget").check()
     page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="null"]', timeout=LONG)
     expect(page.locator('[data-figure="lossless"]')).to_have_text("lossy")  # what was written under it stays
     page.click("#stop")
-    visitor.wait("done")
+    watcher.wait("done")
 
 
 def test_without_a_budget_the_page_says_lossless_and_shows_the_closer_view(visitor):
@@ -134,28 +146,29 @@ def test_a_message_sent_at_the_very_end_of_an_answer_is_answered(visitor):
     expect(page.locator("#chat .bot")).to_have_count(2, timeout=LONG)
 
 
-def test_a_second_visitor_is_told_to_wait_and_served(visitor, browser, address):
-    second = Visitor(browser, address)
-    visitor.ask_for_a_long_answer("Tell me a long story about a cat.")
-    visitor.wait("writing")
+def test_a_second_visitor_is_told_to_wait_and_served(watcher, browser, unhurried_address):
+    second = Visitor(browser, unhurried_address)
+    watcher.ask_for_a_long_answer("Tell me a long story about a cat.")
+    watcher.wait("writing")
     second.ask("What is 2 + 3?")
     second.wait("waiting")
     expect(second.page.locator(".mss-message")).to_contain_text("Yours comes after")
-    visitor.page.click("#stop")
-    visitor.wait("done")
+    watcher.page.click("#stop")
+    watcher.wait("done")
     second.wait("done")
     assert second.answer.strip()
     second.page.context.close()
     assert second.errors == []
 
 
-def test_closing_the_page_stops_its_answer(visitor, browser, address):
-    leaver = Visitor(browser, address)
+def test_closing_the_page_stops_its_answer(watcher, browser, unhurried_address):
+    leaver = Visitor(browser, unhurried_address)
     leaver.ask_for_a_long_answer("Tell me a long story about a fox.")
     leaver.wait("writing")
     leaver.page.context.close()
-    visitor.ask("What is 4 + 4?")
-    visitor.wait("done")
+    watcher.ask("What is 4 + 4?")
+    # Well before the other answer would have ended.
+    watcher.page.wait_for_selector(f'{FRAME}[data-status="done"]', timeout=15_000)
 
 
 def test_bad_input_is_a_sentence_and_loses_nothing(visitor):
@@ -206,31 +219,31 @@ def test_retry_and_clear(visitor):
     assert page.locator(".mss-tokens span").count() == 0
 
 
-def test_clear_takes_back_the_answer_that_is_being_written(visitor):
-    page = visitor.page
-    visitor.ask_for_a_long_answer("Tell me a long story about a cow.")
+def test_clear_takes_back_the_answer_that_is_being_written(watcher):
+    page = watcher.page
+    watcher.ask_for_a_long_answer("Tell me a long story about a cow.")
     page.wait_for_function("document.querySelectorAll('.mss-tokens span').length > 4", timeout=LONG)
     page.get_by_label("Clear").click()
     page.wait_for_timeout(1500)  # what was still on its way has come by then
-    visitor.wait("idle")
+    watcher.wait("idle")
     expect(page.locator("#chat .user")).to_have_count(0)
     assert page.locator(".mss-tokens span").count() == 0
     expect(page.locator('[data-figure="tokens_per_s"]')).to_have_text("–")
 
 
-def test_refused_messages_stand_in_nobodys_way(visitor):
-    page = visitor.page
-    visitor.ask_for_a_long_answer("Tell me a long story about a hen.")
-    visitor.wait("writing")
+def test_refused_messages_stand_in_nobodys_way(watcher):
+    page = watcher.page
+    watcher.ask_for_a_long_answer("Tell me a long story about a hen.")
+    watcher.wait("writing")
     for _ in range(20):
-        visitor.ask(" ")
+        watcher.ask(" ")
     page.click("#stop")
     page.get_by_role("tab", name="How to write").click()
     page.get_by_label("Keep writing").uncheck()
     page.wait_for_timeout(500)
-    visitor.ask("What is 2 + 2?")
+    watcher.ask("What is 2 + 2?")
     expect(page.locator("#chat .bot")).to_have_count(2, timeout=LONG)
-    visitor.wait("done")
+    watcher.wait("done")
 
 
 def test_a_number_is_typed_digit_by_digit_without_complaints(visitor):

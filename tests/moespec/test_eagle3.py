@@ -27,7 +27,9 @@ def tiny_head(**options) -> Eagle3Head:
     for parameter in head.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
-            parameter.data = parameter.data.bfloat16().float()  # as heads are published; the compiled pass keeps bf16
+            largest = parameter.abs().amax(dim=1, keepdim=True)
+            # 127ths of a row's largest value: what the compiled pass keeps is then the weight itself.
+            parameter.data = (parameter / largest * 127).round() / 127 * largest
     head.embeddings = torch.randn(config.vocab_size, config.hidden_size)
     return head
 

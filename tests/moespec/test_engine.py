@@ -19,6 +19,7 @@ from moespec import (
     TreeContext,
 )
 from moespec.budget import MoESpec
+from moespec.experts import PackedExperts
 from moespec.kv_cache import TreeCache
 from moespec.run import Conversation
 from moespec.trace import read_trace, write_trace
@@ -102,35 +103,45 @@ def test_budget_bounds_the_experts_touched(family, policy):
     assert not steps[-1].summary.lossless
 
 
-def test_nan_in_dropped_experts_changes_nothing(family):
-    """Experts outside every plan may hold NaN: they are never read."""
-    engine, _ = planted_engine(family)
-    # A policy object, so that compiled steps also call the experts function.
-    budget = BudgetConfig(policy=OwnPolicy(BudgetConfig(budget=engine.info.top_k)))
-    used: list[set[int]] = [set() for _ in engine.target.moe_layers]
-    original = engine.target._experts_function
-    before = run(engine, budget=budget)
+class FirstExperts:
+    """Sends every row to the first experts, whatever its router says."""
 
-    layers = {id(moe.experts): n for n, moe in enumerate(engine.target.moe_layers)}
+    def plan(self, scores: RouterScores, context: TreeContext) -> ExpertPlan:
+        ids_TK = torch.arange(scores.top_k).expand_as(scores.natural_ids_TK).contiguous()
+        return ExpertPlan(ids_TK, torch.full_like(scores.natural_weights_TK, 1 / scores.top_k))
 
-    def poisoned(experts, x_TD, ids_TK, weights_TK):
-        active = set(ids_TK[weights_TK != 0].tolist())
-        used[layers[id(experts)]] |= active
-        saved = experts.down_proj.data.clone()
-        outside = [expert for expert in range(experts.num_experts) if expert not in active]
-        experts.down_proj.data[outside] = torch.nan
-        out = original(experts, x_TD, ids_TK, weights_TK)
-        experts.down_proj.data.copy_(saved)
-        return out
 
-    from moespec.hf import ALL_EXPERTS_FUNCTIONS
+def packed_experts(engine: Engine) -> list[PackedExperts]:
+    """What a step really reads, layer by layer."""
+    target = engine.target
+    if target.is_compiled:
+        return [layer.experts for layer in target._lean._layers]
+    return [target._experts_function._weights[moe.experts] for moe in target.moe_layers]
 
-    engine._conversation = None
+
+@torch.no_grad()
+def test_nan_in_experts_that_no_plan_names_changes_nothing(family):
+    """They are never read."""
+    model = tiny_model(family)
+    engine = Engine.from_model(model, drafter=PlantingDrafter(list(range(VOCAB)), VOCAB))
+    routers = [moe.router for moe in engine.target.moe_layers]
+    used: list[set[int]] = [set() for _ in routers]
+    for router, ids in zip(routers, used, strict=True):  # the prompt is routed as it always is
+        router.register_forward_hook(lambda module, args, output, ids=ids: ids.update(output[2].flatten().tolist()))
+    model(prompt()[None, :1])
+    request = {"prompt": prompt()[:1], "budget": BudgetConfig(policy=FirstExperts())}
+    before = run(engine, **request)
+    assert any(step.kind == "tree" for step in before)
+    for step in before[1:]:
+        for layer, ids in zip(step.layers, used, strict=True):
+            ids.update(layer.active)
+    for packed, ids in zip(packed_experts(engine), used, strict=True):
+        outside = [expert for expert in range(len(packed.down_panels)) if expert not in ids]
+        assert outside
+        packed.gate_up_panels[outside], packed.down_panels[outside] = float("nan"), float("nan")
+    engine.forget()
     engine.drafter._rng.seed(0)
-    ALL_EXPERTS_FUNCTIONS[engine.target._key] = poisoned
-    after = run(engine, budget=budget)
-    assert after[-1].summary.token_ids == before[-1].summary.token_ids
-    assert any(used)
+    assert run(engine, **request)[-1].summary.token_ids == before[-1].summary.token_ids
 
 
 def test_cache_after_compaction_equals_a_fresh_prefill(family):

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from moespec import BudgetConfig, Engine
 from moespec.budget import MoESpec
 from moespec.models import find_moe_layers
-from moespec.native import half_array, load_kernels
+from moespec.native import load_kernels
+from moespec.native.weights import exact, panels, rounded
 from moespec.routing import FAMILIES
 from tests.conftest import tiny_model
 from tests.moespec.test_engine import OwnPolicy, planted_engine, prompt, reference_ids, run
@@ -27,21 +28,51 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+def packed(experts) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both weights' panels."""
+    gate_up, down = (torch.from_numpy(panels(weight)) for weight in (experts.gate_up_proj, experts.down_proj))
+    return gate_up, down
+
+
 def call(kernel, *arguments):
     """The kernel's tensor; tensors go in as arrays over the same memory."""
     return torch.from_numpy(kernel(*(a.numpy() if isinstance(a, torch.Tensor) else a for a in arguments)))
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 9])  # up to the four rows that are taken at once, and beyond
-@pytest.mark.parametrize("num_out", [1, 2, 64, 97])  # half a pair, one, two whole tasks, a task that is half a pair
-@pytest.mark.parametrize("depth", [33, 64])  # without and with tiles
+@pytest.mark.parametrize("num_out", [1, 16, 97])  # a part of a panel, one, six and a part
+@pytest.mark.parametrize("depth", [33, 640])  # no whole number of rounds; enough for two threads
 def test_a_product_is_the_product(num_rows, num_out, depth):
     x_TD, weight_OD = torch.randn(num_rows, depth), torch.randn(num_out, depth)
     expected_TO = x_TD.double() @ weight_OD.double().T
-    torch.testing.assert_close(call(KERNELS.layers.linear, x_TD, weight_OD).double(), expected_TO, atol=1e-4, rtol=1e-4)
-    half_OD = weight_OD.bfloat16()
-    actual_TO = torch.from_numpy(KERNELS.layers.linear(x_TD.numpy(), half_array(weight_OD)))
-    torch.testing.assert_close(actual_TO.double(), x_TD.double() @ half_OD.double().T, atol=1e-4, rtol=1e-4)
+    half = num_out // 2
+    actual_TO = call(KERNELS.layers.linear, x_TD, exact(weight_OD[:half], weight_OD[half:]))
+    torch.testing.assert_close(actual_TO.double(), expected_TO, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4])
+def test_a_rounded_weight_is_off_by_half_a_127th_of_its_rows_largest(num_rows):
+    x_TD, weight_OD = torch.randn(num_rows, 70), torch.randn(20, 70) * torch.logspace(-3, 3, 20)[:, None]
+    weight_OD[7] = 0
+    actual_TO = call(KERNELS.layers.linear, x_TD, rounded(weight_OD))
+    off_TO = (actual_TO.double() - x_TD.double() @ weight_OD.double().T).abs()
+    half_steps_O = weight_OD.abs().amax(dim=1).double() / 254
+    assert (off_TO <= 1.001 * x_TD.double().abs().sum(dim=1, keepdim=True) * half_steps_O).all()
+    assert (off_TO[:, :7] > 0).all() and (off_TO[:, 7] == 0).all()
+
+
+@pytest.mark.parametrize("size", [8, 32])  # without and with tiles
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("num_keys", [1, 2, 37])  # a key that is its own pair, a pair, an odd number
+def test_a_likeness_is_the_product(num_rows, num_keys, size):
+    queries_TD, keys_SD, out_TS = (
+        torch.randn(num_rows, size),
+        torch.randn(num_keys, size),
+        torch.empty(num_rows, num_keys),
+    )
+    KERNELS.layers.likenesses(queries_TD.numpy(), keys_SD.numpy(), out_TS.numpy())
+    expected_TS = queries_TD.double() @ keys_SD.double().T
+    torch.testing.assert_close(out_TS.double(), expected_TS, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 9])
@@ -121,7 +152,8 @@ def test_attention_is_attention_and_writes_its_own_rows_only(place, heads, with_
     expected_TD, new_keys, new_values = brute_force_attention(*doubles, start, visible_TS, 0.3)
     wanted_keys, wanted_values = keys.clone(), values.clone()
     places = (start, start if num_free is None else num_free)
-    out_TD = call(KERNELS.attention.attention, x_TD, qkv, norms, EPS, out, *turns, keys, values, *places, seen, 0.3)
+    weights = exact(qkv), norms, EPS, exact(out)
+    out_TD = call(KERNELS.attention.attention, x_TD, *weights, *turns, keys, values, *places, seen, 0.3)
     torch.testing.assert_close(out_TD.double(), expected_TD, atol=1e-3, rtol=1e-4)
     for stored, wanted, new in ((keys, wanted_keys, new_keys), (values, wanted_values, new_values)):
         torch.testing.assert_close(stored[:, start:end].double(), new, atol=1e-4, rtol=1e-4)
@@ -134,7 +166,8 @@ def test_a_key_that_is_not_seen_is_not_felt_however_alike():
     x_TD, qkv, out = torch.randn(num_rows, size) * 30, torch.randn(3 * size, size), torch.eye(size)
     keys, values = torch.zeros(2, 1, num_rows, size)
     turns, own = (torch.ones(num_rows, size), torch.zeros(num_rows, size)), torch.eye(num_rows, dtype=torch.bool)
-    arguments = (x_TD, qkv, torch.zeros(2, 0), EPS, out, *turns, keys, values, 0, 0, own, 1.0)
+    weights = exact(qkv), torch.zeros(2, 0), EPS, exact(out)
+    arguments = (x_TD, *weights, *turns, keys, values, 0, 0, own, 1.0)
     out_TD = call(KERNELS.attention.attention, *arguments)
     torch.testing.assert_close(out_TD, x_TD @ qkv[-size:].T, atol=1e-3, rtol=1e-4)
 
@@ -149,27 +182,30 @@ def test_experts_equal_brute_force_and_read_no_dropped_one(shape):
     ids_TK[0] = torch.tensor([5, 0, 2])
     weights_TK[(ids_TK == 5) | (ids_TK == 1)] = 0.0
     expected_TD = brute_force(experts, x_TD, ids_TK, weights_TK)
-    arguments = (x_TD, ids_TK, weights_TK, experts.gate_up_proj, experts.down_proj)
-    before_TD = call(KERNELS.experts.experts, *arguments)
+    arguments = x_TD, ids_TK, weights_TK
+    before_TD = call(KERNELS.experts.experts, *arguments, *packed(experts))
     torch.testing.assert_close(before_TD.double(), expected_TD, atol=1e-3, rtol=1e-4)
     experts.gate_up_proj[[1, 5]], experts.down_proj[[1, 5]] = torch.nan, torch.nan
-    assert torch.equal(call(KERNELS.experts.experts, *arguments), before_TD)
+    assert torch.equal(call(KERNELS.experts.experts, *arguments, *packed(experts)), before_TD)
 
 
 def test_a_row_without_experts_is_exactly_zero():
     x_TD, ids_TK = torch.randn(3, 8), torch.tensor([[0, 1], [2, 0], [1, 2]])
     weights_TK = torch.tensor([[0.5, 0.5], [0.0, 0.0], [0.0, 1.0]])
-    out_TD = call(KERNELS.experts.experts, x_TD, ids_TK, weights_TK, torch.randn(3, 8, 8), torch.randn(3, 8, 4))
+    experts = SimpleNamespace(gate_up_proj=torch.randn(3, 8, 8), down_proj=torch.randn(3, 8, 4))
+    out_TD = call(KERNELS.experts.experts, x_TD, ids_TK, weights_TK, *packed(experts))
     assert torch.equal(out_TD[1], torch.zeros(8))
     assert (out_TD[[0, 2]] != 0).any(dim=1).all()
     weights_TK.zero_()
-    nothing = torch.full((3, 8, 8), torch.nan), torch.full((3, 8, 4), torch.nan)
-    assert torch.equal(call(KERNELS.experts.experts, x_TD, ids_TK, weights_TK, *nothing), torch.zeros(3, 8))
+    experts.gate_up_proj[:], experts.down_proj[:] = torch.nan, torch.nan
+    assert torch.equal(call(KERNELS.experts.experts, x_TD, ids_TK, weights_TK, *packed(experts)), torch.zeros(3, 8))
 
 
 def test_the_same_input_gives_the_same_bits_on_any_number_of_threads():
     ids_TK = torch.rand(30, 12).topk(3).indices
-    arguments = (torch.randn(30, 64), ids_TK, torch.rand(30, 3), torch.randn(12, 64, 64), torch.randn(12, 64, 32))
+    experts = SimpleNamespace(gate_up_proj=torch.randn(12, 64, 64), down_proj=torch.randn(12, 64, 32))
+    arguments = torch.randn(30, 64), ids_TK, torch.rand(30, 3), *packed(experts)
+    weight = exact(experts.gate_up_proj.flatten(0, 1))
     found = []
     before = numba.get_num_threads()
     try:
@@ -178,7 +214,7 @@ def test_the_same_input_gives_the_same_bits_on_any_number_of_threads():
             found.append(
                 (
                     call(KERNELS.experts.experts, *arguments),
-                    call(KERNELS.layers.linear, arguments[0], arguments[4][0].T),
+                    call(KERNELS.layers.linear, arguments[0], weight),
                 )
             )
     finally:

@@ -16,7 +16,8 @@ import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from moespec.config import GenerationConfig
-from moespec.sampling import choose_tokens, likeliest, process_logits
+from moespec.report import TreeOpinions
+from moespec.sampling import choose_tokens, process_logits
 from moespec.types import DraftTree, ancestor_mask
 from moespec.verify import verify_tree
 
@@ -116,9 +117,19 @@ def test_processors_equal_transformers():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_likeliest_tokens_have_their_probabilities(dtype):
+def test_opinions_of_a_tree_are_the_targets_probabilities(dtype):
     logits_TV = (8 * torch.randn(4, 300, generator=torch.Generator().manual_seed(3))).to(dtype)
-    ids_TA, logp_TA = likeliest(logits_TV, 5)
-    expected = logits_TV.double().log_softmax(-1).sort(dim=-1, descending=True)
-    torch.testing.assert_close(logp_TA.double(), expected.values[:, :5], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(logits_TV.double().log_softmax(-1).gather(1, ids_TA), expected.values[:, :5])
+    logits_TV[2, [7, 9]] = 100.0  # a tie
+    parents = [-1, 0, 0, 2]
+    tree = DraftTree(
+        torch.tensor([0, 5, 299, 9]), torch.tensor(parents), torch.tensor([0, 1, 1, 2]), torch.zeros(4),
+        ancestor_mask(torch.tensor(parents), 2),
+    )  # fmt: skip
+    opinions = TreeOpinions.of(tree, logits_TV)
+    logp_TV = logits_TV.double().log_softmax(-1)
+    expected = logp_TV.sort(dim=-1, descending=True).values[:, :5]
+    torch.testing.assert_close(opinions.top_logp_TA.double(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logp_TV.gather(1, opinions.top_ids_TA), expected)
+    assert opinions.best_T.tolist() == [row.index(max(row)) for row in logits_TV.tolist()]
+    nodes = [0.0, float(logp_TV[0, 5]), float(logp_TV[0, 299]), float(logp_TV[2, 9])]
+    assert opinions.node_logp_T.tolist() == pytest.approx(nodes, abs=1e-4)
