@@ -81,7 +81,11 @@ class Engine:
 
     @staticmethod
     def from_model(model: Any, tokenizer: Any = None, drafter: str | Path | Drafter | None = None) -> Engine:
-        """Use a transformers model that is already in memory; `close()` gives it back as it was."""
+        """Use a transformers model that is already in memory; `close()` gives it back as it was.
+
+        Steps of a small model run on copies of its weights. They follow a model that is written to, from the next
+        answer on; not through `.data` and not in inference mode, where torch counts no writes: make a new engine then.
+        """
         return Engine._attach(model, tokenizer, drafter, None, type(model).__name__)
 
     @staticmethod

@@ -60,15 +60,17 @@ class CpuExperts:
 
     def __init__(self) -> None:
         # Made once per module: slicing 64 times per layer and step would cost more than the products themselves.
-        self._weights: weakref.WeakKeyDictionary[nn.Module, _ExpertWeights] = weakref.WeakKeyDictionary()
+        self._weights: weakref.WeakKeyDictionary[nn.Module, tuple[tuple, _ExpertWeights | PackedExperts]]
+        self._weights = weakref.WeakKeyDictionary()
 
     def __call__(self, experts: Any, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """[T, D] from x [T, D], ids and weights [T, K]. A NaN in an expert with no surviving row stays there."""
-        weights = self._weights.get(experts)
-        if weights is None or not weights.is_current(experts):
+        versions = version(experts.gate_up_proj), version(experts.down_proj)
+        kept = self._weights.get(experts)
+        if kept is None or kept[0] != versions:
             make = PackedExperts if can_compile(experts) else _ExpertWeights
-            weights = self._weights[experts] = make(experts)
-        return weights.run(experts, x_TD, ids_TK, weights_TK)
+            kept = self._weights[experts] = versions, make(experts)
+        return kept[1].run(experts, x_TD, ids_TK, weights_TK)
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,11 @@ class _ExpertWeights:
 
     def __init__(self, experts: Any) -> None:
         up, down = experts.gate_up_proj.detach(), experts.down_proj.detach()
-        self._versions = version(up), version(down)
         if not experts.is_transposed:
             up, down = up.transpose(1, 2), down.transpose(1, 2)
         self.up_DI, self.down_ID = up.unbind(0), down.unbind(0)
         self.up_bias = experts.gate_up_proj_bias.detach().unbind(0) if experts.has_bias else None
         self.down_bias = experts.down_proj_bias.detach().unbind(0) if experts.has_bias else None
-
-    def is_current(self, experts: Any) -> bool:
-        return self._versions == (version(experts.gate_up_proj), version(experts.down_proj))
 
     def up(self, x_ND: Tensor, expert: int) -> Tensor:
         if self.up_bias is not None:
@@ -129,13 +127,12 @@ class _ExpertWeights:
         return torch.zeros_like(x_TD).index_add_(0, pairs.rows_N, out_ND)
 
 
-class PackedExperts(_ExpertWeights):
+class PackedExperts:
     """The same in one call of a compiled kernel, on a copy of the weights in panels."""
 
     def __init__(self, experts: Any) -> None:
-        super().__init__(experts)
         self._kernels: Any = load_kernels()
-        self.gate_up_panels, self.down_panels = panels(experts.gate_up_proj), panels(experts.down_proj)
+        self.gate_up, self.down = panels(experts.gate_up_proj), panels(experts.down_proj)
 
     def run(self, experts: Any, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         use_threads()
@@ -143,20 +140,20 @@ class PackedExperts(_ExpertWeights):
         if ids.shape != weights.shape or len(ids) != len(x):
             raise ValueError(f"a policy planned ids {ids.shape} with weights {weights.shape} for {len(x)} rows.")
         check_ids(ids, experts.num_experts)
-        return torch.from_numpy(self._kernels.experts.experts(x, ids, weights, self.gate_up_panels, self.down_panels))
+        return torch.from_numpy(self._kernels.experts.experts(x, ids, weights, self.gate_up, self.down))
 
 
 def can_compile(experts: Any) -> bool:
     """Small fp32 experts on the CPU, in the plain layout, gated by SiLU."""
     up, down = experts.gate_up_proj, experts.down_proj
     num_bytes = (up[0].numel() + down[0].numel()) * up.element_size()
-    is_plain = not experts.is_transposed and not experts.has_bias and up.is_contiguous() and down.is_contiguous()
+    is_plain = not experts.is_transposed and not experts.has_bias
     if up.device.type != "cpu" or up.dtype != torch.float32 or not is_plain or num_bytes > MAX_COMPILED_BYTES:
         return False
     probe_1X = torch.linspace(-3, 3, up.shape[1])[None]
     gate_1I, up_1I = probe_1X.chunk(2, dim=-1)
     is_silu = torch.allclose(experts._apply_gate(probe_1X), F.silu(gate_1I) * up_1I)
-    return is_silu and down.shape[1] % 2 == 0 and load_kernels() is not None
+    return is_silu and load_kernels() is not None
 
 
 def choose_backend(device: torch.device) -> tuple[str, ExpertsFunction, str]:

@@ -1,12 +1,12 @@
 """A decoder run through compiled kernels, for models whose step would mostly be the cost of calling modules.
 
-Owns what stands in for attention, norms, routers and residuals, and the rule for where it does: a small fp32 model on
+Owns what stands in for the modules, on copies of their weights, and the rule for where it does: a small fp32 model on
 the CPU whose layers have the usual parts and whose logits are reproduced on a probe. Under no policy or MoE-Spec the
-whole decoder is one call; any other policy is asked layer by layer, and the experts' own function runs its plan. Knows
-nothing of trees, budgets or steps.
+whole decoder is one call; any other policy is asked layer by layer. Experts that no kernel fits run as the experts
+function runs them. Knows nothing of trees, budgets or steps.
 
 Measured on 2 cores, fp32, 8 layers of width 256, 64 experts top-8, median ms of a token decoded plainly: transformers'
-generate 8.3, here 1.2 (`assets/bench/decode-cpu.json`).
+generate 8.3, here 1.1 (`assets/bench/decode-cpu.json`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from moespec.step_router import NaturalRouter, StepRouter, StepRouting
 if TYPE_CHECKING:
     from moespec.models import MoeLayer
 
-MAX_HIDDEN_SIZE = 1024  # beyond, the products outweigh the calls, and the copies of the weights would be large
+MAX_HIDDEN_SIZE = 1024  # beyond, the products outweigh the calls
+MAX_COPIED_BYTES = 2**30
 NUM_PROBE_TOKENS = 6
 PROBE_TOLERANCE = 1e-4  # of the largest logit
 
@@ -60,7 +61,7 @@ class _Layer:
         assert self.router is not None and self.experts is not None
         return (
             *(self.input_norm, self.qkv, self.query_key_norms, self.out, self.mlp_norm),
-            *(self.router, self.experts.gate_up_panels, self.experts.down_panels),
+            *(self.router, self.experts.gate_up, self.experts.down),
         )
 
 
@@ -76,9 +77,10 @@ class LeanDecoder:
         families = {moe.layer: FAMILIES.index(moe.family) for moe in moe_layers}
         self._moe_numbers = {moe.layer: number for number, moe in enumerate(moe_layers)}
         self._layers = [_lean_layer(layer, families.get(number)) for number, layer in enumerate(layers)]
+        # Copies throughout: half of a model whose weights were changed unseen would be no model's.
         self._final = array(model.model.norm.weight), exact(model.lm_head.weight)
         self._like = model.model.embed_tokens.weight.detach()
-        self._embeddings = self._like.numpy()
+        self._embeddings = array(self._like)
         self._table: Any = None
         # A table where turns depend on positions alone; a tree's rows reach past the context.
         if getattr(model.model.rotary_emb, "rope_type", None) == "default":
@@ -191,6 +193,8 @@ def unsupported_reason(model: Any, layers: Sequence[Any]) -> str | None:
         return "it is not in fp32 on a CPU"
     if config.hidden_size > MAX_HIDDEN_SIZE:
         return "its layers are wide"
+    if sum(parameter.numel() * 4 for parameter in model.parameters()) > MAX_COPIED_BYTES:
+        return "a copy of its weights would be large"
     base: Any = getattr(model, "model", None)
     if any(not hasattr(base, name) for name in ("embed_tokens", "rotary_emb", "norm")):
         return "it has other parts"

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from moespec.config import BudgetConfig, GenerationConfig, TreeConfig, settings_dict
-from moespec.native import kernels_for, use_threads
 from moespec.recorder import RoutingCounts
+from moespec.sampling import TreeOpinions
 from moespec.target import Target
 from moespec.trace import RunSummary, StepSettings, StepTrace, TreeTrace
-from moespec.tree import NUM_ALTERNATIVES
-from moespec.types import DraftTree, Verdict
+from moespec.types import Verdict
 
 if TYPE_CHECKING:
     from moespec.run import Run
@@ -51,56 +50,26 @@ def step_settings(budget: BudgetConfig, effective: int | None, tree: TreeConfig)
     )
 
 
-@dataclass(frozen=True)
-class TreeOpinions:
-    """Both models' opinions of a tree, without the logits. Probabilities are unprocessed: no temperature, no top-p.
-
-    best_T       int64; the target's likeliest token after each row, ties to the lower id
-    top_ids_TA, top_logp_TA   the likeliest few and their log-probabilities fp32, best first
-    node_logp_T  fp32; the target's log-probability of each row given its parent; 0 at the root
-    """
-
-    tree: DraftTree
-    best_T: Tensor
-    top_ids_TA: Tensor
-    top_logp_TA: Tensor
-    node_logp_T: Tensor
-
-    @classmethod
-    def of(cls, tree: DraftTree, logits_TV: Tensor) -> TreeOpinions:
-        num_best = min(NUM_ALTERNATIVES, logits_TV.shape[-1])
-        kernels = kernels_for(logits_TV)
-        if kernels is not None:
-            use_threads()
-            arrays = (part.numpy() for part in (logits_TV.contiguous(), tree.parents_T, tree.tokens_T))
-            ids_TA, logp_TA, node_logp_T = map(torch.from_numpy, kernels.head.opinions(*arrays, num_best))
-            return cls(tree, ids_TA[:, 0], ids_TA, logp_TA, node_logp_T)
-        top, total_T1 = logits_TV.topk(num_best, dim=-1), logits_TV.float().logsumexp(dim=-1, keepdim=True)
-        up_T = tree.parents_T.clamp(min=0)
-        node_logp_T = logits_TV[up_T, tree.tokens_T].float() - total_T1[up_T, 0]
-        node_logp_T[0] = 0
-        return cls(tree, logits_TV.argmax(dim=-1), top.indices, top.values.float() - total_T1, node_logp_T)
-
-    def trace(self, verdict: Verdict, missing_T: Tensor, pieces: Pieces) -> TreeTrace:
-        tree, accepted = self.tree, set(verdict.path)
-        up_T = tree.parents_T.clamp(min=0)
-        token_ids = tree.tokens_T.tolist()
-        parent_logp_T = tree.draft_logp_T[up_T]
-        return TreeTrace(
-            token_ids=token_ids,
-            pieces=[pieces(token) for token in token_ids],
-            parents=tree.parents_T.tolist(),
-            depths=tree.depths_T.tolist(),
-            draft_p=_rounded((tree.draft_logp_T - parent_logp_T).exp()),
-            path_p=_rounded(tree.draft_logp_T.exp()),
-            target_p=[None, *_rounded(self.node_logp_T[1:].exp())],
-            accepted=[row in accepted for row in range(tree.num_rows)],
-            missing=missing_T.tolist(),
-            target_top=_alternatives(self.top_ids_TA, self.top_logp_TA.exp(), pieces),
-            draft_top=[[] for _ in token_ids]
-            if tree.alt_ids_TA is None or tree.alt_logp_TA is None
-            else _alternatives(tree.alt_ids_TA, tree.alt_logp_TA.exp(), pieces),
-        )
+def tree_trace(opinions: TreeOpinions, verdict: Verdict, missing_T: Tensor, pieces: Pieces) -> TreeTrace:
+    """The tree of a step, as both models and the verdict have it."""
+    tree, accepted = opinions.tree, set(verdict.path)
+    token_ids = tree.tokens_T.tolist()
+    parent_logp_T = tree.draft_logp_T[tree.parents_T.clamp(min=0)]
+    return TreeTrace(
+        token_ids=token_ids,
+        pieces=[pieces(token) for token in token_ids],
+        parents=tree.parents_T.tolist(),
+        depths=tree.depths_T.tolist(),
+        draft_p=_rounded((tree.draft_logp_T - parent_logp_T).exp()),
+        path_p=_rounded(tree.draft_logp_T.exp()),
+        target_p=[None, *_rounded(opinions.node_logp_T[1:].exp())],
+        accepted=[row in accepted for row in range(tree.num_rows)],
+        missing=missing_T.tolist(),
+        target_top=_alternatives(opinions.top_ids_TA, opinions.top_logp_TA.exp(), pieces),
+        draft_top=[[] for _ in token_ids]
+        if tree.alt_ids_TA is None or tree.alt_logp_TA is None
+        else _alternatives(tree.alt_ids_TA, tree.alt_logp_TA.exp(), pieces),
+    )
 
 
 def _alternatives(ids_TA: Tensor, p_TA: Tensor, pieces: Pieces) -> list[list[list]]:
@@ -162,7 +131,7 @@ def _details(facts: StepFacts, target: Target, pieces: Pieces) -> Callable:
         return lambda: (None, [])
     opinions, verdict = facts.tree
     layers = [moe.layer for moe in target.moe_layers]
-    return lambda: (opinions.trace(verdict, counts.missing_LT.sum(0), pieces), counts.layer_traces(layers))
+    return lambda: (tree_trace(opinions, verdict, counts.missing_LT.sum(0), pieces), counts.layer_traces(layers))
 
 
 @dataclass

@@ -18,8 +18,8 @@ from moespec.drafters.base import DraftContext, Drafter
 from moespec.kv_cache import TreeCache
 from moespec.prompts import end_ids
 from moespec.recorder import StepRecorder, policy_for
-from moespec.report import Pieces, RunTotals, StepFacts, TreeOpinions, step_settings, step_trace, summarise
-from moespec.sampling import choose_tokens
+from moespec.report import Pieces, RunTotals, StepFacts, step_settings, step_trace, summarise
+from moespec.sampling import TreeOpinions, choose_tokens
 from moespec.step_router import NaturalRouter
 from moespec.target import Target
 from moespec.text import TextStream
@@ -93,7 +93,8 @@ class Run:
         if self.drafter is not None:
             self.drafter.truncate(start)
             self.drafter.observe(self.target.features())
-        token_1 = choose_tokens(logits_1V, positions_N.new_zeros(1), len(self.prompt_ids), self.generation)
+        best_1, depths_1 = logits_1V.argmax(dim=-1), positions_N.new_zeros(1)
+        token_1 = choose_tokens(logits_1V, best_1, depths_1, len(self.prompt_ids), self.generation)
         conversation.token_ids = list(self.prompt_ids)
         emitted, text = self._emit(token_1.tolist())
         conversation.token_ids += emitted
@@ -151,10 +152,9 @@ class Run:
             positions_T = tree.depths_T + prefix
             cache = self.conversation.cache
             logits_TV = self.target.forward(tree.tokens_T, positions_T, seen_TT, cache, keep=tree.num_rows)
-        opinions, target_T = TreeOpinions.of(tree, logits_TV), None
-        if self.generation.temperature > 0:
-            target_T = choose_tokens(logits_TV, tree.depths_T, prefix + 1, self.generation)
-        return opinions, verify_tree(tree, opinions.best_T if target_T is None else target_T)
+        opinions = TreeOpinions.of(tree, logits_TV)
+        target_T = choose_tokens(logits_TV, opinions.best_T, tree.depths_T, prefix + 1, self.generation)
+        return opinions, verify_tree(tree, target_T)
 
     def _commit(self, path: list[int], emitted: list[int], prefix: int) -> None:
         """Keep the rows of the root and of the emitted draft tokens; the last emitted token is the next root."""

@@ -1,17 +1,56 @@
-"""Each row's own token: the argmax, or at a temperature a draw from the processed distribution.
+"""What the target says after each row of a tree: its likeliest tokens, and the row's own token.
 
-Owns the processors (as transformers': temperature, top-k, top-p) and the noise, which is keyed by (seed, position), so
-that a seed gives the same text whatever the tree, the batch or the neighbours. Knows nothing of trees.
+The own token is the argmax, or at a temperature a draw from the processed distribution. Owns the processors (as
+transformers': temperature, top-k, top-p) and the noise, which is keyed by (seed, position), so that a seed gives the
+same text whatever the tree, the batch or the neighbours. Knows nothing of acceptance.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from moespec.config import GenerationConfig
+from moespec.native import kernels_for, use_threads
+from moespec.tree import NUM_ALTERNATIVES
+from moespec.types import DraftTree
 
 _MASK_64 = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class TreeOpinions:
+    """Both models' opinions of a tree, without the logits. Probabilities are unprocessed: no temperature, no top-p.
+
+    best_T       int64; the target's likeliest token after each row, ties to the lower id
+    top_ids_TA, top_logp_TA   the likeliest few and their log-probabilities fp32, best first
+    node_logp_T  fp32; the target's log-probability of each row given its parent; 0 at the root
+    """
+
+    tree: DraftTree
+    best_T: Tensor
+    top_ids_TA: Tensor
+    top_logp_TA: Tensor
+    node_logp_T: Tensor
+
+    @classmethod
+    def of(cls, tree: DraftTree, logits_TV: Tensor) -> TreeOpinions:
+        num_best = min(NUM_ALTERNATIVES, logits_TV.shape[-1])
+        kernels = kernels_for(logits_TV)
+        if kernels is not None:
+            use_threads()
+            arrays = (part.numpy() for part in (logits_TV.contiguous(), tree.parents_T, tree.tokens_T))
+            ids_TA, logp_TA, node_logp_T = map(torch.from_numpy, kernels.head.opinions(*arrays, num_best))
+            if node_logp_T.max() > 0.5:
+                raise ValueError("the drafter proposed a row that does not stand behind its parent, or no known token.")
+            return cls(tree, ids_TA[:, 0], ids_TA, logp_TA, node_logp_T)
+        top, total_T1 = logits_TV.topk(num_best, dim=-1), logits_TV.float().logsumexp(dim=-1, keepdim=True)
+        up_T = tree.parents_T.clamp(min=0)
+        node_logp_T = logits_TV[up_T, tree.tokens_T].float() - total_T1[up_T, 0]
+        node_logp_T[0] = 0
+        return cls(tree, logits_TV.argmax(dim=-1), top.indices, top.values.float() - total_T1, node_logp_T)
 
 
 def process_logits(logits_TV: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -35,26 +74,23 @@ def position_noise(seed: int, position: int, vocab_size: int, device: torch.devi
     return torch.empty(vocab_size, device=device).exponential_(generator=generator)
 
 
-def choose_tokens(logits_TV: Tensor, depths_T: Tensor, position: int, generation: GenerationConfig) -> Tensor:
-    """int64 [T]: the target's token after each row; `position` is where the root's successor goes.
+def choose_tokens(
+    logits_TV: Tensor, best_T: Tensor, depths_T: Tensor, position: int, generation: GenerationConfig
+) -> Tensor:
+    """int64 [T]: the target's token after each row, at temperature 0 the likeliest, `best_T`.
+
+    `position` is where the root's successor goes.
 
     argmax(p / noise) with Exp(1) noise is a draw from p without a host copy. Rows of one depth share their noise: only
     one of them can lie on the path that is taken, so the emitted tokens are independent draws.
     """
     if generation.temperature == 0:
-        return _argmax(logits_TV)
+        return best_T
     scores_TV = process_logits(logits_TV, generation.temperature, generation.top_k, generation.top_p)
     seed, (_, vocab_size), device = generation.seed, logits_TV.shape, logits_TV.device
     num_depths = int(depths_T.max()) + 1
     noise_NV = torch.stack([position_noise(seed, position + d, vocab_size, device) for d in range(num_depths)])
     return (scores_TV - noise_NV.log()[depths_T]).argmax(dim=-1)
-
-
-def _argmax(logits_TV: Tensor) -> Tensor:
-    """int64 [T]; on the CPU by numpy, whose argmax runs in vectors: a fifth of the time of torch's."""
-    if logits_TV.device.type == "cpu" and logits_TV.dtype == torch.float32:
-        return torch.from_numpy(logits_TV.numpy().argmax(axis=-1))
-    return logits_TV.argmax(dim=-1)
 
 
 def _mix(seed: int, position: int) -> int:

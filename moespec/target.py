@@ -64,13 +64,11 @@ class Target:
         return LeanDecoder.of(self.model, self.layers, self.moe_layers, self._run_experts)
 
     def refresh(self) -> bool:
-        """Follow a model whose weights changed: whether they did. Once per answer, outside a step.
-
-        A write through `.data` leaves no trace that could be followed.
-        """
+        """Follow a model whose weights changed, as far as `version` can tell: whether they did. Once per answer."""
         versions = _versions(self.model)
         changed, self._versions = versions != self._versions, versions
         if changed and self._lean is not None:
+            self._lean = None  # its copies go before the new ones come
             self._lean = self._find_lean()
         elif changed:
             self._pack(self._packed)

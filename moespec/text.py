@@ -28,20 +28,22 @@ class TextStream:
 
         The text is empty while something is held back. Without stop strings the tokens are decoded in one go.
         """
-        groups = [[token_id] for token_id in token_ids] if self._stop else [token_ids] if token_ids else []
+        if not self._stop:
+            self._ids += token_ids
+            return self._certain(), len(token_ids)
         text, num_read = "", 0
-        for group in groups:
-            if self.stopped:
-                break
-            self._ids += group
-            num_read += len(group)
+        while num_read < len(token_ids) and not self.stopped:
+            self._ids.append(token_ids[num_read])
+            num_read += 1
             text += self._certain()
         return text, num_read
 
     def _certain(self) -> str:
         if self._tokenizer is None:
             return ""
-        return self._release(self._learn(self._whole_characters()))
+        text = self._decode(self._ids[self._start :])
+        # A split character waits for its other bytes.
+        return "" if text.endswith(REPLACEMENT) else self._release(self._learn(text))
 
     def finish(self) -> str:
         """Everything still held back, except from a stop string on."""
@@ -54,12 +56,8 @@ class TextStream:
         piece, self._known = text[len(self._known) :], text
         if len(self._ids) - self._start > 2 * CONTEXT_TOKENS:
             self._start = len(self._ids) - CONTEXT_TOKENS
-            self._known = self._whole_characters()
+            self._known = self._decode(self._ids[self._start :])
         return piece
-
-    def _whole_characters(self) -> str:
-        """The text from `_start` on without the beginning of a character whose other bytes are still to come."""
-        return self._decode(self._ids[self._start :]).rstrip(REPLACEMENT)
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

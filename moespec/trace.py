@@ -107,6 +107,7 @@ class StepTrace:
     """One step: what it emitted, under which settings, what it cost. The terms are defined in `counts.py`.
 
     kind: "prefill" (the prompt; emits the first token), "plain" (one row), "tree".
+    verify_ms: the forward, what the target says of the tree, and the walk.
     origins: per emitted token, the depth of the accepted draft node it was, or 0 for the target's own.
     `tree` and `layers` of a running engine's steps are made when they are first read: they take as long as a layer.
     """

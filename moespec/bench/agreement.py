@@ -19,8 +19,8 @@ from moespec.drafters.base import DraftContext
 from moespec.engine import Engine
 from moespec.kv_cache import TreeCache
 from moespec.recorder import StepRecorder, policy_for
-from moespec.report import TreeOpinions
 from moespec.run import Conversation, Run
+from moespec.sampling import TreeOpinions
 from moespec.step_router import NaturalRouter
 from moespec.trace import RunSummary
 from moespec.types import DraftTree, Verdict

@@ -1,8 +1,8 @@
 """An EAGLE-3 head on compiled CPU kernels: a pass is one call, and so is the growth of a whole tree.
 
-Its matrices are rounded to int8: every level of a tree reads all of them, and that is what a level costs. What it
-drafts is verified, so that rounding can cost tokens per step and nothing else. The sums are fp32. Owns its KV cache;
-the formula is `head.py`'s, the kernels are `native/head.py` and `native/tree.py`.
+Its matrices are quantized to int8: every level of a tree reads all of them, and that is what a level costs. A drafter
+may be wrong: without a budget that costs tokens per step and nothing else. Sums and all else are fp32. Owns its KV
+cache; the formula is `head.py`'s, the kernels are `native/head.py` and `native/tree.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from moespec.config import TreeConfig
 from moespec.drafters.head import Eagle3Head
 from moespec.drafters.passes import KeysAndValues, rope_table
 from moespec.native import array, load_kernels, use_threads
-from moespec.native.weights import rounded
+from moespec.native.weights import quantized
 from moespec.tree import NUM_ALTERNATIVES, num_asked
 from moespec.types import DraftTree
 
@@ -34,13 +34,13 @@ class CompiledPass:
         self._weights = (
             array(torch.stack([norm.weight for norm in norms])),
             config.rms_norm_eps,
-            rounded(attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight),
+            quantized(attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight),
             np.empty((config.num_attention_heads + config.num_key_value_heads, 0), np.float32),
-            *(rounded(attention.o_proj.weight), rounded(mlp.gate_proj.weight, mlp.up_proj.weight)),
-            rounded(mlp.down_proj.weight),
+            *(quantized(attention.o_proj.weight), quantized(mlp.gate_proj.weight, mlp.up_proj.weight)),
+            quantized(mlp.down_proj.weight),
         )
-        self._final = array(head.norm.weight), rounded(head.lm_head.weight)
-        self._fc = rounded(head.fc.weight)
+        self._final = array(head.norm.weight), quantized(head.lm_head.weight)
+        self._fc = quantized(head.fc.weight)
         assert head.embeddings is not None
         self._embeddings = head.embeddings.contiguous().numpy()
         vocab_map = head.draft_ids()
@@ -51,6 +51,9 @@ class CompiledPass:
         self._kv = KeysAndValues(head)
 
     def extend(self, tokens: list[int], features_NF: Tensor, start: int) -> Tensor:
+        width = self._fc[0].shape[1]
+        if features_NF.shape != (len(tokens), width):
+            raise ValueError(f"the draft head reads features [{len(tokens)}, {width}], not {[*features_NF.shape]}.")
         use_threads()
         end = start + len(tokens)
         self._kv.reserve(end)

@@ -57,12 +57,13 @@ class Eagle3Drafter:
         features_NF = torch.cat(self._pending) if len(self._pending) > 1 else self._pending[0]
         start, end = self._length, self._length + features_NF.shape[0]
         assert end == len(token_ids) - 1, "every committed position but the root's has been observed"
+        state_1D = self._pass.extend(token_ids[start + 1 : end + 1], features_NF, start)
         self._length, self._pending = end, []
-        return self._pass.extend(token_ids[start + 1 : end + 1], features_NF, start)
+        return state_1D
 
 
 def make_pass(head: Eagle3Head, max_context: int) -> HeadPass:
-    """Compiled for small fp32 heads on the CPU, torch's operations for all others."""
+    """Compiled, on weights quantized to int8, for small fp32 heads on the CPU; torch's operations for all others."""
     weight = head.fc.weight
     small = weight.device.type == "cpu" and weight.dtype == torch.float32 and head.config.hidden_size <= MAX_HIDDEN_SIZE
     return CompiledPass(head, max_context) if small and load_kernels() is not None else TorchPass(head, max_context)

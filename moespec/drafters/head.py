@@ -227,6 +227,9 @@ def load_head(folder: Path, num_target_layers: int) -> Eagle3Head:
     wrong = [name for name, tensor in tensors.items() if tensor.shape != expected[name].shape]
     if wrong:
         raise ValueError(f"{folder} does not match its config.json: {', '.join(wrong)} have other shapes.")
+    endless = [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
+    if endless:
+        raise ValueError(f"{folder} has values that are not finite in {', '.join(endless)}: fetch it again.")
     head.load_state_dict(tensors)
     return head.requires_grad_(False).eval()
 

@@ -63,5 +63,5 @@ def use_threads() -> None:
 
 
 def array(weight: Tensor) -> np.ndarray:
-    """A weight as a kernel takes it: C order, over the same memory where it already is."""
-    return weight.detach().contiguous().numpy()
+    """A copy of a tensor as a kernel takes it: in C order."""
+    return np.array(weight.detach().numpy(), order="C")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from moespec.native.layers import FAST, F, dot, exp, likenesses, linear, mixes
+from moespec.native.layers import FAST, F, dot, dot_products, exp, linear, mixes
 
 BLOCK = 4  # queries per task, or those of one row where they are more
 LEAST = F(-1e30)  # instead of an infinity, which fast arithmetic may assume away
@@ -59,7 +59,7 @@ def _attend(queries, keys, values, num_free, seen, scale, out):
     num_keys = keys.shape[0]
     group = queries.shape[0] // seen.shape[0]
     scores = np.empty((queries.shape[0], num_keys), np.float32)
-    likenesses(queries, keys, scores)
+    dot_products(queries, keys, scores)
     for j in range(queries.shape[0]):
         for s in range(num_free, num_keys):
             if not seen[j // group, s - num_free]:

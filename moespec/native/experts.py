@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from moespec.native.layers import FAST, products, silu
+from moespec.native.layers import FAST, gated, products
 
 
 @njit(**FAST)
@@ -47,21 +47,17 @@ def _feed_forward(x, rows, gate_up, down, out):
     num_rows, width = rows.shape[0], down.shape[1]
     own = np.empty((num_rows, x.shape[1]), np.float32)
     gates = np.empty((num_rows, 2 * width), np.float32)
-    hidden = np.empty((num_rows, width), np.float32)
     for n in range(num_rows):
         own[n] = x[rows[n]]
     products(own, gate_up, 0, gate_up.shape[0], gates)
-    for n in range(num_rows):
-        for i in range(width):
-            hidden[n, i] = silu(gates[n, i]) * gates[n, width + i]
-    products(hidden, down, 0, down.shape[0], out)
+    products(gated(gates), down, 0, down.shape[0], out)
 
 
 @njit(parallel=True, **FAST)
 def experts(x, ids, weights, gate_up, down):
     """out_t = sum_k weights[t, k] FFN_{ids[t, k]}(x_t), [T, D]; a pair of weight 0 reads nothing.
 
-    gate_up [E, 2 I / 16, D, 16], down [E, D / 16, I, 16]: each expert's weights come from memory once for all its rows.
+    Panels of gate_up [E, 2 I, D] and down [E, D, I]: each expert's come from memory once for all its rows.
     """
     active, starts, rows, places = _by_expert(ids, weights, gate_up.shape[0])
     outputs = np.empty((rows.shape[0], x.shape[1]), np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit, prange
 
 from moespec.native.attention import attention
-from moespec.native.layers import FAST, F, exp, linear, silu, unit_rows
+from moespec.native.layers import FAST, F, exp, gated, linear, unit_rows
 
 
 @njit(**FAST)
@@ -30,21 +30,15 @@ def states(embeds, hidden, weights, cos, sin, keys, values, places, seen, option
     residual += normed if before_residual else hidden
     residual = residual[residual.shape[0] - keep :]
     gates = linear(unit_rows(residual, norms[2], eps), gate_up)
-    width = gates.shape[1] // 2
-    inner = np.empty((gates.shape[0], width), np.float32)
-    for row in range(gates.shape[0]):
-        for i in range(width):
-            inner[row, i] = silu(gates[row, i]) * gates[row, width + i]
-    return residual + linear(inner, down)
+    return residual + linear(gated(gates), down)
 
 
 @njit(**FAST)
 def extend(features, tokens, fc, weights, embeddings, cos, sin, keys, values, start, options):
     """The state [1, D] after the last of N committed pairs (features [N, F], token behind them); cos, sin [N, d]."""
-    is_causal = np.empty((1, 0), np.bool_)
-    hidden = linear(features, fc)
-    places = (start, start)
-    return states(embeddings[tokens], hidden, weights, cos, sin, keys, values, places, is_causal, options, 1)
+    hidden, places = linear(features, fc), (start, start)
+    causal = np.empty((1, 0), np.bool_)
+    return states(embeddings[tokens], hidden, weights, cos, sin, keys, values, places, causal, options, 1)
 
 
 @njit(**FAST)
@@ -86,10 +80,16 @@ def best_of(logits, num_best):
 
 @njit(**FAST)
 def opinions(logits, parents, tokens, num_best):
-    """`best_of` the logits [T, V] of a tree's rows, and each row's own log-probability [T] below its parent."""
+    """`best_of` the logits [T, V] of a tree's rows, and each row's own log-probability [T] below its parent.
+
+    1 for a row that is none: its parent does not stand before it, or its token has no logit.
+    """
     ids, logp = best_of(logits, num_best)
     node_logp = np.zeros(logits.shape[0], np.float32)
     for row in range(1, logits.shape[0]):
-        up = parents[row]
-        node_logp[row] = logp[up, 0] + logits[up, tokens[row]] - logits[up, ids[up, 0]]
+        up, token = parents[row], tokens[row]
+        if 0 <= up < row and 0 <= token < logits.shape[1]:
+            node_logp[row] = logp[up, 0] + logits[up, token] - logits[up, ids[up, 0]]
+        else:
+            node_logp[row] = F(1)
     return ids, logp, node_logp

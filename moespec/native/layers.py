@@ -7,7 +7,7 @@ nothing of models, trees or budgets: arrays in, arrays out, C order, fp32. Lette
 |--------------|----------------------------------------------------|----------------------------------|
 | `linear`     | x [T, D], weight (panels [P, D, 16], scales [O])   | [T, O]                           |
 | `products`   | x [T, D], some of a weight's panels, on one thread | their columns of y [T, O]        |
-| `likenesses` | x [T, D], keys [O, D], on one thread               | y [T, O]                         |
+| `dot_products` | x [T, D], keys [O, D], on one thread               | y [T, O]                         |
 | `mixes`      | x [T, S], values [S, O], on one thread             | y [T, O]                         |
 | `unit_rows`  | x [T, D], weight [D]                               | [T, D], RMS-normalised           |
 
@@ -23,14 +23,15 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from moespec.native.tiles import DEPTH, dots_1, dots_2, dots_3, dots_4, mix_1, mix_2, mix_3, mix_4
+from moespec.native.tiles import DEPTH, LANES, dots_1, dots_2, dots_3, dots_4, mix_1, mix_2, mix_3, mix_4
 from moespec.native.weights import PANEL
 
+assert PANEL == 2 * LANES, "a tile writes two vectors"
 F = np.float32
 CHUNK = 2  # panels per task
 ALONE = 150_000  # products that one thread has done before a second has begun
 
-# Of a division by zero the kernels make what fp32 makes of it, and raise nothing.
+# A division by zero gives what fp32 gives, and raises nothing.
 FAST: Any = {"fastmath": True, "cache": True, "error_model": "numpy"}
 
 
@@ -50,6 +51,17 @@ def silu(x):
 
 
 @njit(**FAST)
+def gated(gates):
+    """silu(gate) * up [T, I] of [T, 2 I], gates before ups."""
+    num_rows, width = gates.shape[0], gates.shape[1] // 2
+    hidden = np.empty((num_rows, width), np.float32)
+    for row in range(num_rows):
+        for i in range(width):
+            hidden[row, i] = silu(gates[row, i]) * gates[row, width + i]
+    return hidden
+
+
+@njit(**FAST)
 def dot(a, b):
     total = F(0)
     for i in range(a.shape[0]):
@@ -58,7 +70,7 @@ def dot(a, b):
 
 
 @njit(**FAST)
-def likenesses(x, keys, y):
+def dot_products(x, keys, y):
     """y [T, O] = x [T, D] keys^T [D, O].
 
     Keys are taken in pairs half of them apart: the processor fetches ahead of two streams that are in different pages;

@@ -29,7 +29,7 @@ def _softmax(logits, probs):
 
 @njit(cache=True)
 def highest(values, allowed, ids):
-    """The highest of the allowed values, best first, ties to the lower id; by insertion, as most values fall at once."""
+    """The highest of the allowed values, best first, ties to the lower id. By insertion: most values fall at once."""
     found, size = 0, ids.shape[0]
     if size == 0:
         return

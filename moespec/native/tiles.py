@@ -25,7 +25,7 @@ DEPTH = 32  # values of D that one round of `dots_1` takes, the most of all
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
 INTS = ir.VectorType(ir.IntType(32), LANES)
 BYTES = ir.VectorType(ir.IntType(8), LANES)
-AHEAD = 8192  # bytes of a weight that are asked for before their turn, where the products take longer than the reading
+PREFETCH_BYTES = 8192  # how far ahead of its turn a weight is asked for, where products take longer than reading
 
 # Three rounds add the lanes of eight vectors into one: of each pair, halves side by side, added.
 FOLDS = (
@@ -40,6 +40,7 @@ class _Matrix:
 
     def __init__(self, context: Any, builder: ir.IRBuilder, kind: Any, value: ir.Value) -> None:
         array = context.make_array(kind)(context, builder, value)
+        assert kind.dtype in (types.float32, types.int8), f"tiles read fp32 and int8, not {kind.dtype}"
         self._builder, self._size = builder, kind.dtype.bitwidth // 8
         self.num_rows, self.num_columns = cgutils.unpack_tuple(builder, array.shape)
         self._stride = cgutils.unpack_tuple(builder, array.strides)[0]
@@ -56,20 +57,21 @@ class _Matrix:
             return b.load(self._at(row, column, plus, FLOATS), align=4)
         return b.sitofp(b.load(self._at(row, column, plus, BYTES), align=1), FLOATS)
 
-    def everywhere(self, row: ir.Value, column: ir.Value) -> ir.Value:
+    def broadcast(self, row: ir.Value, column: ir.Value) -> ir.Value:
         """One value in all lanes."""
         b = self._builder
         value = b.load(self._at(row, column, 0, ir.FloatType()), align=4)
         first = b.insert_element(ir.Constant(FLOATS, ir.Undefined), value, ir.IntType(32)(0))
         return b.shuffle_vector(first, first, ir.Constant(INTS, [0] * LANES))
 
-    def ask_for(self, row: ir.Value, column: ir.Value) -> None:
-        """Begin to read what lies `AHEAD` of here. An address outside the array does no harm."""
+    def prefetch(self, row: ir.Value, column: ir.Value) -> None:
+        """Begin to read what lies `PREFETCH_BYTES` ahead of here. An address outside the array does no harm."""
         b, number = self._builder, ir.IntType(32)
         pointer = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
         function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0i8")
-        b.call(function, [self._at(b.add(row, row.type(AHEAD)), column, 0, ir.IntType(8)), *map(number, (0, 3, 1))])
+        place = self._at(b.add(row, row.type(PREFETCH_BYTES)), column, 0, ir.IntType(8))
+        b.call(function, [place, *map(number, (0, 3, 1))])  # to read, to keep near, data
 
     def put(self, value: ir.Value, row: ir.Value, column: ir.Value, plus: int = 0) -> None:
         self._builder.store(value, self._at(row, column, plus, value.type), align=4)
@@ -170,10 +172,10 @@ def _mix(num_rows: int, num_parts: int) -> Any:
         def add(s: ir.Value, part: int) -> None:
             place = weight.row(s, part)
             if num_rows > 1:
-                weight.ask_for(place, i)
+                weight.prefetch(place, i)
             pair = weight.vector(place, i), weight.vector(place, i, LANES)
             for n, start in enumerate(rows):
-                value = x.everywhere(start, b.add(s, s.type(part)))
+                value = x.broadcast(start, b.add(s, s.type(part)))
                 for m in range(2):
                     sums.add((2 * n + m) * num_parts + part, pair[m], value)
 

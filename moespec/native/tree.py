@@ -26,8 +26,8 @@ def grow(state, length, head, final, embeddings, vocab_map, cos, sin, keys, valu
     """The pool of one growth from the root's state [1, D]; committed keys fill the first `length` places.
 
     head: the weights of `states`; final: (norm, lm_head);
-    shape: (depth, top_k, alternatives, least log-probability of a
-    path); options: (scale, residual is normalised, the next g is normalised).
+    shape: (depth, top_k, alternatives, least log-probability of a path);
+    options: (scale, residual is normalised, the next g is normalised).
     Returns candidates (tokens [P], logp [P], parents [P] in the pool or -1, levels [P]) and, per expanded node, its
     place in the pool [X] with what was seen below it, ids and log-probabilities [X, A].
     """

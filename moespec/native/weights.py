@@ -1,7 +1,7 @@
 """Weights as the compiled kernels read them: panels of 16 rows side by side, in fp32 or in int8.
 
-Copies, made once per model; numpy asks the system for large pages where a copy is large. Knows nothing of what a weight
-is for.
+Copies, and when they are to be made anew; numpy asks the system for large pages where a copy is large. Knows nothing of
+what a weight is for.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PANEL = 16
+PANEL = 16  # rows of a weight that lie side by side: two vectors of a tile
 INT8_MAX = 127
 
 Weight = tuple[np.ndarray, np.ndarray]  # panels [P, D, 16], the factor fp32 [O] of each output
 
 
 def version(weight: Tensor) -> tuple:
-    """What differs once a weight was replaced, moved, cast or written to: a copy is to be made anew."""
+    """What differs once a weight was replaced, moved, cast or written to: a copy is to be made anew.
+
+    Of a write through `.data`, or to a tensor made in inference mode, torch keeps no count.
+    """
     return weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version
 
 
@@ -37,8 +40,8 @@ def exact(*weights: Tensor) -> Weight:
     return panels(weight), np.ones(len(weight), np.float32)
 
 
-def rounded(*weights: Tensor) -> Weight:
-    """Weights [O, D], one after the other, each row rounded to 127ths of its largest value: a quarter of the bytes."""
+def quantized(*weights: Tensor) -> Weight:
+    """Weights [O, D], one after the other, in int8: each row rounded to 127ths of its largest value."""
     weight = torch.cat(weights).detach().float()
     scales_O1 = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / INT8_MAX
     return panels((weight / scales_O1).round().to(torch.int8)), scales_O1[:, 0].numpy()

@@ -7,7 +7,7 @@ from app.main import launch
 from moespec.run import Run
 from moespec.trace import StepTrace
 
-PAUSE_S = 0.05  # 2,048 tokens take half a minute
+PAUSE_S = 0.1  # 2,048 tokens take half a minute where every draft is right
 own_step = Run._step
 
 

@@ -127,6 +127,14 @@ def test_the_native_layout_survives_a_round_trip_and_names_what_is_missing(tmp_p
         load_head(tmp_path, num_target_layers=6)
 
 
+def test_a_head_with_endless_values_is_refused(tmp_path):
+    head = tiny_head()
+    head.fc.weight[1, 2] = torch.inf
+    save_head(head, tmp_path)
+    with pytest.raises(ValueError, match=r"not finite in fc\.weight"):
+        load_head(tmp_path, num_target_layers=6)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [

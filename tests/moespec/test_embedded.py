@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from moespec import EMBEDDED_TARGET, BudgetConfig, Engine, GenerationConfig, TreeConfig
+from moespec.drafters.eagle3 import Eagle3Drafter
+from moespec.drafters.torch_pass import TorchPass
 from moespec.hf import AutoModelForCausalLM
 
 NEW_TOKENS = 32
@@ -78,3 +80,17 @@ def test_steps_never_show_half_a_character(engine):
     text = "".join(step.text for step in steps)
     summary = steps[-1].summary
     assert text == summary.text == engine.target.tokenizer.decode(summary.token_ids, skip_special_tokens=True)
+
+
+def test_the_quantized_head_drafts_as_well_as_the_head(engine):
+    """Quantizing its weights must not cost more than a thirtieth of the tokens that a step emits."""
+    head, target = engine.drafter.head, engine.target
+    exact = Eagle3Drafter(head, target.max_context, TorchPass(head, target.max_context))
+    tokens_per_step = []
+    for drafter in (engine.drafter, exact):
+        found = Engine(target, drafter, "embedded model")
+        found.forget()
+        runs = [list(found.generate(chat, GenerationConfig(max_new_tokens=96)))[-1].summary for chat in CHATS]
+        tokens_per_step.append(sum(len(run.token_ids) - 1 for run in runs) / sum(run.num_steps for run in runs))
+    assert tokens_per_step[0] > 29 / 30 * tokens_per_step[1]
+    assert tokens_per_step[0] > 2.8  # what the head is trained for

@@ -116,32 +116,39 @@ def packed_experts(engine: Engine) -> list[PackedExperts]:
     target = engine.target
     if target.is_compiled:
         return [layer.experts for layer in target._lean._layers]
-    return [target._experts_function._weights[moe.experts] for moe in target.moe_layers]
+    return [target._experts_function._weights[moe.experts][1] for moe in target.moe_layers]
 
 
+@pytest.mark.parametrize("how", ["no plan names", "truncation drops"])
 @torch.no_grad()
-def test_nan_in_experts_that_no_plan_names_changes_nothing(family):
-    """They are never read."""
+def test_nan_in_experts_that_do_not_run_changes_nothing(family, how):
+    """They are never read: neither those outside every plan, nor those that a plan names with a weight of 0."""
     model = tiny_model(family)
     engine = Engine.from_model(model, drafter=PlantingDrafter(list(range(VOCAB)), VOCAB))
-    routers = [moe.router for moe in engine.target.moe_layers]
-    used: list[set[int]] = [set() for _ in routers]
-    for router, ids in zip(routers, used, strict=True):  # the prompt is routed as it always is
-        router.register_forward_hook(lambda module, args, output, ids=ids: ids.update(output[2].flatten().tolist()))
+    used: list[set[int]] = [set() for _ in engine.target.moe_layers]
+    for moe, ids in zip(engine.target.moe_layers, used, strict=True):  # the prompt is routed as it always is
+        moe.router.register_forward_hook(lambda module, args, output, ids=ids: ids.update(output[2].flatten().tolist()))
     model(prompt()[None, :1])
-    request = {"prompt": prompt()[:1], "budget": BudgetConfig(policy=FirstExperts())}
+    truncating = BudgetConfig(budget=engine.info.top_k, policy="truncation")
+    request = {
+        "prompt": prompt()[:1],
+        "budget": truncating if how == "truncation drops" else BudgetConfig(policy=FirstExperts()),
+        "generation": GenerationConfig(max_new_tokens=3),
+    }
     before = run(engine, **request)
     assert any(step.kind == "tree" for step in before)
     for step in before[1:]:
         for layer, ids in zip(step.layers, used, strict=True):
             ids.update(layer.active)
     for packed, ids in zip(packed_experts(engine), used, strict=True):
-        outside = [expert for expert in range(len(packed.down_panels)) if expert not in ids]
+        outside = [expert for expert in range(len(packed.down)) if expert not in ids]
         assert outside
-        packed.gate_up_panels[outside], packed.down_panels[outside] = float("nan"), float("nan")
+        packed.gate_up[outside], packed.down[outside] = float("nan"), float("nan")
     engine.forget()
     engine.drafter._rng.seed(0)
-    assert run(engine, **request)[-1].summary.token_ids == before[-1].summary.token_ids
+    after = run(engine, **request)
+    assert after[-1].summary.token_ids == before[-1].summary.token_ids
+    assert any(sum(step.tree.missing) for step in after if step.kind == "tree")  # something was dropped
 
 
 def test_cache_after_compaction_equals_a_fresh_prefill(family):

@@ -13,7 +13,7 @@ from moespec import BudgetConfig, Engine
 from moespec.budget import MoESpec
 from moespec.models import find_moe_layers
 from moespec.native import load_kernels
-from moespec.native.weights import exact, panels, rounded
+from moespec.native.weights import exact, panels, quantized
 from moespec.routing import FAMILIES
 from tests.conftest import tiny_model
 from tests.moespec.test_engine import OwnPolicy, planted_engine, prompt, reference_ids, run
@@ -51,10 +51,10 @@ def test_a_product_is_the_product(num_rows, num_out, depth):
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4])
-def test_a_rounded_weight_is_off_by_half_a_127th_of_its_rows_largest(num_rows):
+def test_a_quantized_weight_is_off_by_half_a_127th_of_its_rows_largest(num_rows):
     x_TD, weight_OD = torch.randn(num_rows, 70), torch.randn(20, 70) * torch.logspace(-3, 3, 20)[:, None]
     weight_OD[7] = 0
-    actual_TO = call(KERNELS.layers.linear, x_TD, rounded(weight_OD))
+    actual_TO = call(KERNELS.layers.linear, x_TD, quantized(weight_OD))
     off_TO = (actual_TO.double() - x_TD.double() @ weight_OD.double().T).abs()
     half_steps_O = weight_OD.abs().amax(dim=1).double() / 254
     assert (off_TO <= 1.001 * x_TD.double().abs().sum(dim=1, keepdim=True) * half_steps_O).all()
@@ -64,13 +64,13 @@ def test_a_rounded_weight_is_off_by_half_a_127th_of_its_rows_largest(num_rows):
 @pytest.mark.parametrize("size", [8, 32])  # without and with tiles
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 9])
 @pytest.mark.parametrize("num_keys", [1, 2, 37])  # a key that is its own pair, a pair, an odd number
-def test_a_likeness_is_the_product(num_rows, num_keys, size):
+def test_dot_products_are_the_product(num_rows, num_keys, size):
     queries_TD, keys_SD, out_TS = (
         torch.randn(num_rows, size),
         torch.randn(num_keys, size),
         torch.empty(num_rows, num_keys),
     )
-    KERNELS.layers.likenesses(queries_TD.numpy(), keys_SD.numpy(), out_TS.numpy())
+    KERNELS.layers.dot_products(queries_TD.numpy(), keys_SD.numpy(), out_TS.numpy())
     expected_TS = queries_TD.double() @ keys_SD.double().T
     torch.testing.assert_close(out_TS.double(), expected_TS, atol=1e-4, rtol=1e-4)
 

@@ -100,6 +100,13 @@ def test_only_small_fp32_heads_are_compiled():
     assert isinstance(make_pass(tiny_head().to(torch.bfloat16), 64), TorchPass)
 
 
+def test_features_of_another_width_are_refused():
+    drafter = Eagle3Drafter(tiny_head(), 64)
+    drafter.observe(torch.randn(4, 32))
+    with pytest.raises(ValueError, match=r"reads features \[4, 48\], not \[4, 32\]"):
+        drafter.propose(DraftContext([1, 2, 3, 4, 5], TreeConfig()))
+
+
 def assert_whole(tree: DraftTree) -> None:
     """Every row hangs one level below its parent, which stands before it."""
     parents, depths = tree.parents_T.tolist(), tree.depths_T.tolist()

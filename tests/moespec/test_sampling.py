@@ -16,8 +16,7 @@ import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from moespec.config import GenerationConfig
-from moespec.report import TreeOpinions
-from moespec.sampling import choose_tokens, process_logits
+from moespec.sampling import TreeOpinions, choose_tokens, process_logits
 from moespec.types import DraftTree, ancestor_mask
 from moespec.verify import verify_tree
 
@@ -69,7 +68,8 @@ def statistic(counts: Counter) -> float:
 
 
 def ours(tree: DraftTree, logits_TV: torch.Tensor, position: int, generation: GenerationConfig) -> list[int]:
-    return verify_tree(tree, choose_tokens(logits_TV, tree.depths_T, position, generation)).token_ids
+    best_T = logits_TV.argmax(dim=-1)
+    return verify_tree(tree, choose_tokens(logits_TV, best_T, tree.depths_T, position, generation)).token_ids
 
 
 def sampled_draft_rule(
@@ -133,3 +133,12 @@ def test_opinions_of_a_tree_are_the_targets_probabilities(dtype):
     assert opinions.best_T.tolist() == [row.index(max(row)) for row in logits_TV.tolist()]
     nodes = [0.0, float(logp_TV[0, 5]), float(logp_TV[0, 299]), float(logp_TV[2, 9])]
     assert opinions.node_logp_T.tolist() == pytest.approx(nodes, abs=1e-4)
+
+
+@pytest.mark.parametrize(("token", "parent"), [(300, 0), (-1, 0), (5, 1), (5, 9)])
+def test_a_row_that_is_none_is_refused(token, parent):
+    tree = DraftTree(
+        torch.tensor([0, token]), torch.tensor([-1, parent]), torch.tensor([0, 1]), torch.zeros(2), torch.eye(2).bool()
+    )
+    with pytest.raises(ValueError, match="the drafter proposed a row"):
+        TreeOpinions.of(tree, torch.randn(2, 300))
