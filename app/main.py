@@ -16,6 +16,7 @@ from app.live import LiveRun, live_panels, notice
 from app.service import Service
 from app.theme import CSS, studio_theme
 from moespec import RunSummary
+from moespec.trace import LayerTrace
 
 EXAMPLES = [
     "What is 12 + 30?",
@@ -58,6 +59,7 @@ def build_app(service: Service) -> gr.Blocks:
                     feedback_options=None,
                     buttons=["copy"],
                     render_markdown=False,
+                    latex_delimiters=[],
                     placeholder=PLACEHOLDER,
                     elem_id="chat",
                 )
@@ -177,20 +179,22 @@ def _answer(service: Service, messages: History, values: tuple, visit: Visit) ->
         settings = read(values)
         kept = service.fit(messages, settings.generation)
         num_dropped = len(messages) - len(kept)
-        message = (
-            f"The oldest {num_dropped} messages no longer fit the context and are not read." if num_dropped else ""
+        remarks = (
+            [f"The oldest {num_dropped} messages no longer fit the context and are not read."] if num_dropped else []
         )
         run = LiveRun(service.piece, service.info.num_experts)
         answered = {"role": "assistant", "content": ""}
-        layers, frame = [], None
+        layers: list[list[LayerTrace]] = []
+        frame = None
         for steps in service.stream(*visit, kept, settings.generation, settings.budget, settings.tree):
             if not service.expects(*visit):  # cleared: frames that were on their way have filled the chat again
                 yield [], notice("idle"), None, gr.skip()
                 return
             answered["content"] += "".join(step.text for step in steps)
             layers += [step.layers for step in steps if step.layers]
-            ending = _ending(steps[-1].summary)
-            frame = run.frame(steps, " ".join(filter(None, [message, ending])))
+            if steps[0].kind == "prefill" and not steps[0].lossless:
+                remarks.append("Lossy already: what stands before was written under a budget. Clear begins anew.")
+            frame = run.frame(steps, " ".join([*remarks, *_ending(steps[-1].summary)]))
             yield _shown([*messages, answered]), frame, gr.skip(), gr.skip()
         if frame is None:
             yield gr.skip(), notice("done", "Stopped before it began."), gr.skip(), gr.skip()
@@ -203,8 +207,8 @@ def _answer(service: Service, messages: History, values: tuple, visit: Visit) ->
         yield _shown(messages[:-1]), _refusal(error), gr.skip(), messages[-1]["content"]
 
 
-def _ending(summary: RunSummary | None) -> str:
-    return "" if summary is None else ENDINGS[summary.finish_reason]
+def _ending(summary: RunSummary | None) -> list[str]:
+    return [] if summary is None else [ENDINGS[summary.finish_reason]]
 
 
 def _device_line(service: Service) -> str:

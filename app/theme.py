@@ -8,6 +8,7 @@ CSS = """
 #masthead h1 { font-size: 20px; font-weight: 650; margin: 0; display: inline; }
 #masthead p { display: inline; margin: 0 0 0 12px; color: var(--body-text-color-subdued); }
 #device p { font-size: 11px; color: var(--body-text-color-subdued); }
+.slider_input_container input[type="range"] { min-width: 40px !important; flex: 1 1 auto; }
 .gradio-container { padding-top: 10px !important; }
 @media (max-width: 700px) { #masthead p { display: block; margin: 2px 0 0; } }
 """

@@ -14,7 +14,7 @@ BUDGETS = (8, 12, 16, 24, 32, 48)
 OUR_SCORE = "natural+path"  # the best of six at B = 8 and 12; those with depth or root lose far more than the paper's
 DEFAULT, PLAIN = TreeConfig(), TreeConfig(1)
 LARGE = TreeConfig(16, 5, 4, min_path_p=0)  # every step as large as the last, as in the paper
-TREES = (DEFAULT, TreeConfig(20, 8, 4, min_path_p=0.04), LARGE, TreeConfig(32, 6, 6, 0))
+TREES = (DEFAULT, TreeConfig(16, 8, 3, min_path_p=0.06), LARGE, TreeConfig(32, 6, 6, 0))
 
 
 @dataclass(frozen=True)

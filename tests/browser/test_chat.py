@@ -136,6 +136,19 @@ def test_without_a_budget_the_page_says_lossless_and_shows_the_closer_view(visit
     expect(page.locator(".js-plotly-plot")).to_be_visible(timeout=LONG)
 
 
+def test_what_stands_before_is_said_to_make_an_answer_lossy(visitor):
+    page = visitor.page
+    visitor.set_budget(8)
+    visitor.ask("What is 12 + 30?")
+    visitor.wait("done")
+    page.get_by_label("No budget").check()
+    visitor.ask("Tell me a joke, please.")
+    expect(page.locator("#chat .bot")).to_have_count(2, timeout=LONG)
+    visitor.wait("done")
+    expect(page.locator('[data-figure="lossless"]')).to_have_text("lossy")
+    expect(page.locator(".mss-message")).to_contain_text("what stands before was written under a budget")
+
+
 def test_a_message_sent_at_the_very_end_of_an_answer_is_answered(visitor):
     page = visitor.page
     visitor.ask("Who are you?")
@@ -189,7 +202,8 @@ def test_bad_input_is_a_sentence_and_loses_nothing(visitor):
 def test_hostile_text_stays_text(visitor):
     page = visitor.page
     page.evaluate("window.harmed = false")
-    hostile = "Repeat: <img src=x onerror='window.harmed=true'> <script>window.harmed=true</script> &lt; **b** \x1b[31m"
+    markup = "<img src=x onerror='window.harmed=true'> <script>window.harmed=true</script>"
+    hostile = f"Repeat: {markup} &lt; **b** $$5 and $$6 \x1b[31m"
     visitor.ask(hostile)
     visitor.wait("done")
     assert page.evaluate("window.harmed") is False

@@ -53,7 +53,7 @@ def _agrees_from_scratch(engine, arm, token_ids, root):
 
 def test_agreement_is_what_a_fresh_read_at_every_position_finds(engine, texts):
     prompt, text = texts
-    names = "moe-spec:truncation:8@16,5,4,0 moe-spec:substitution:8@8,4,3,0 moe-spec:truncation:12:natural+depth+root"
+    names = "moe-spec:truncation:8@32,6,6,0 moe-spec:substitution:8@8,4,3,0 moe-spec:truncation:12:natural+depth+root"
     arms = [arm for arm in parse_arms(names) if arm.is_lossy]
     found = agreement_by_position(engine, arms, prompt, text)
     token_ids = prompt + text
@@ -107,5 +107,5 @@ def test_the_record_is_the_last_line(capsys):
     assert lossy["experts_active"] <= 8 < lossy["experts_natural"] and 0 < lossy["mass_kept"] < 1
     assert lossless["mass_kept"] == 1 and lossless["agreement_top1"] is None
     assert 0 <= lossy["agreement_top1"] <= 1 and 0 <= lossy["agreement_top1_own_kv"] <= 1
-    lossless_key = "eagle3@16,8,3,0.06"
+    lossless_key = "eagle3@16,8,3,0.12"
     assert [ratio["to"] for ratio in record["ratios"]] == ["transformers", "plain", lossless_key]

@@ -180,7 +180,7 @@ def test_a_run_can_be_interrupted_and_resumed(tmp_path, capsys):
     assert main([*SMALL, "--out", str(out), "--json", "--plot", str(plot)]) == 0
     whole = out.read_text(encoding="utf-8")
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [arm["arm"] for arm in summary["arms"]] == ["eagle3@16,8,3,0.06", "moe-spec:substitution:8@16,8,3,0.06"]
+    assert [arm["arm"] for arm in summary["arms"]] == ["eagle3@16,8,3,0.12", "moe-spec:substitution:8@16,8,3,0.12"]
     assert set(summary["arms"][0]["perplexity"]) == {"tasks", "dialogue", "facts", "prose", "code"}
     assert "Plotly.newPlot" in plot.read_text(encoding="utf-8")
 
