@@ -192,7 +192,7 @@ def _answer(service: Service, messages: History, values: tuple, visit: Visit) ->
                 return
             answered["content"] += "".join(step.text for step in steps)
             layers += [step.layers for step in steps if step.layers]
-            if steps[0].kind == "prefill" and not steps[0].lossless:
+            if steps[0].kind == "prefill" and settings.budget.is_lossless and not steps[0].lossless:
                 remarks.append("Lossy already: what stands before was written under a budget. Clear begins anew.")
             frame = run.frame(steps, " ".join([*remarks, *_ending(steps[-1].summary)]))
             yield _shown([*messages, answered]), frame, gr.skip(), gr.skip()
