@@ -16,7 +16,6 @@ from app.live import LiveRun, live_panels, notice
 from app.service import Service
 from app.theme import CSS, studio_theme
 from moespec import RunSummary
-from moespec.trace import LayerTrace
 
 EXAMPLES = [
     "What is 12 + 30?",
@@ -179,13 +178,10 @@ def _answer(service: Service, messages: History, values: tuple, visit: Visit) ->
         settings = read(values)
         kept = service.fit(messages, settings.generation)
         num_dropped = len(messages) - len(kept)
-        remarks = (
-            [f"The oldest {num_dropped} messages no longer fit the context and are not read."] if num_dropped else []
-        )
+        remark = f"The oldest {num_dropped} messages no longer fit the context and are not read." if num_dropped else ""
         run = LiveRun(service.piece, service.info.num_experts)
         answered = {"role": "assistant", "content": ""}
-        layers: list[list[LayerTrace]] = []
-        frame = None
+        layers, frame = [], None
         for steps in service.stream(*visit, kept, settings.generation, settings.budget, settings.tree):
             if not service.expects(*visit):  # cleared: frames that were on their way have filled the chat again
                 yield [], notice("idle"), None, gr.skip()
@@ -193,8 +189,8 @@ def _answer(service: Service, messages: History, values: tuple, visit: Visit) ->
             answered["content"] += "".join(step.text for step in steps)
             layers += [step.layers for step in steps if step.layers]
             if steps[0].kind == "prefill" and settings.budget.is_lossless and not steps[0].lossless:
-                remarks.append("Lossy already: what stands before was written under a budget. Clear begins anew.")
-            frame = run.frame(steps, " ".join([*remarks, *_ending(steps[-1].summary)]))
+                remark += " Lossy already: what stands before was written under a budget. Clear begins anew."
+            frame = run.frame(steps, f"{remark} {_ending(steps[-1].summary)}".strip())
             yield _shown([*messages, answered]), frame, gr.skip(), gr.skip()
         if frame is None:
             yield gr.skip(), notice("done", "Stopped before it began."), gr.skip(), gr.skip()
@@ -207,8 +203,8 @@ def _answer(service: Service, messages: History, values: tuple, visit: Visit) ->
         yield _shown(messages[:-1]), _refusal(error), gr.skip(), messages[-1]["content"]
 
 
-def _ending(summary: RunSummary | None) -> list[str]:
-    return [] if summary is None else [ENDINGS[summary.finish_reason]]
+def _ending(summary: RunSummary | None) -> str:
+    return "" if summary is None else ENDINGS[summary.finish_reason]
 
 
 def _device_line(service: Service) -> str:

@@ -38,7 +38,7 @@ class GenerationConfig:
         _require(_is_number(self.temperature) and 0 <= self.temperature <= 10, "temperature", self, "0 to 10")
         _require(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self, "above 0 and at most 1")
         _require(_is_int(self.top_k) and self.top_k >= 0, "top_k", self, "0 (off) or more")
-        _require(_is_int(self.seed) and 0 <= self.seed < 2**63, "seed", self, "a whole number below 2**63")
+        _require(_is_int(self.seed) and 0 <= self.seed < 2**63, "seed", self, "a whole number, 0 to 2**63 - 1")
         stops_are_texts = isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop)
         _require(stops_are_texts, "stop", self, "a tuple of non-empty strings")
 

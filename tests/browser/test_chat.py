@@ -2,91 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
-from tests.browser.browser import open_browser, serve_page
-
-LONG = 60_000  # ms; the machine may be busy
-FRAME = "#live .mss"
-
-
-@pytest.fixture(scope="module")
-def address():
-    with serve_page() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def unhurried_address():
-    with serve_page("tests/browser/unhurried.py") as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as opened:
-        yield opened
-
-
-class Visitor:
-    """A page of its own, with everything that went wrong on it and every address it asked for."""
-
-    def __init__(self, browser, address: str, width: int = 1440, height: int = 900) -> None:
-        self.page: Page = browser.new_context(viewport={"width": width, "height": height}).new_page()
-        self.errors: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(address)
-        expect(self.page.locator("#device")).to_contain_text("experts", timeout=LONG)
-
-    def ask(self, text: str) -> None:
-        self.page.fill("#prompt textarea", text)
-        self.page.press("#prompt textarea", "Enter")
-
-    def wait(self, status: str) -> None:
-        self.page.wait_for_selector(f'{FRAME}[data-status="{status}"]', timeout=LONG)
-
-    def ask_for_a_long_answer(self, text: str) -> None:
-        """One that is not finished before the next lines of a test: ask it of an unhurried page."""
-        self.page.get_by_role("tab", name="How to write").click()
-        field = self.page.get_by_label("number input for Maximum new tokens")
-        field.fill("2048")
-        field.press("Tab")
-        self.page.get_by_label("Keep writing").check()
-        self.page.get_by_role("tab", name="How much to load").click()
-        self.ask(text)
-
-    def set_budget(self, budget: int) -> None:
-        field = self.page.get_by_label("number input for Experts per layer")
-        field.fill(str(budget))
-        field.press("Tab")
-
-    @property
-    def answer(self) -> str:
-        return self.page.locator("#chat .bot").last.inner_text()
-
-
-def a_visit(browser, address: str):
-    seen = Visitor(browser, address)
-    yield seen
-    seen.page.context.close()
-    assert seen.errors == []
-    elsewhere = [url for url in seen.requests if not url.startswith((address, "data:", "blob:"))]
-    assert elsewhere == [], "the page asks no other host for anything"
-
-
-@pytest.fixture
-def visitor(browser, address):
-    yield from a_visit(browser, address)
-
-
-@pytest.fixture
-def watcher(browser, unhurried_address):
-    """Who has time to act while an answer is written."""
-    yield from a_visit(browser, unhurried_address)
+from tests.browser.visitor import FRAME, LONG, Visitor
 
 
 def test_text_and_all_panels_change_while_the_answer_streams(watcher):

@@ -1,0 +1,48 @@
+"""A visitor of the page: their own browser context, and what they do and see there."""
+
+from __future__ import annotations
+
+from playwright.sync_api import Page, expect
+
+LONG = 60_000  # ms; the machine may be busy
+FRAME = "#live .mss"
+
+
+class Visitor:
+    """A page of its own, with everything that went wrong on it and every address it asked for."""
+
+    def __init__(self, browser, address: str, width: int = 1440, height: int = 900) -> None:
+        self.page: Page = browser.new_context(viewport={"width": width, "height": height}).new_page()
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(address)
+        expect(self.page.locator("#device")).to_contain_text("experts", timeout=LONG)
+
+    def ask(self, text: str) -> None:
+        self.page.fill("#prompt textarea", text)
+        self.page.press("#prompt textarea", "Enter")
+
+    def wait(self, status: str) -> None:
+        self.page.wait_for_selector(f'{FRAME}[data-status="{status}"]', timeout=LONG)
+
+    def ask_for_a_long_answer(self, text: str) -> None:
+        """One that is not finished before the next lines of a test: ask it of an unhurried page."""
+        self.page.get_by_role("tab", name="How to write").click()
+        field = self.page.get_by_label("number input for Maximum new tokens")
+        field.fill("2048")
+        field.press("Tab")
+        self.page.get_by_label("Keep writing").check()
+        self.page.get_by_role("tab", name="How much to load").click()
+        self.ask(text)
+
+    def set_budget(self, budget: int) -> None:
+        field = self.page.get_by_label("number input for Experts per layer")
+        field.fill(str(budget))
+        field.press("Tab")
+
+    @property
+    def answer(self) -> str:
+        return self.page.locator("#chat .bot").last.inner_text()
