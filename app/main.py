@@ -212,7 +212,7 @@ def _device_line(service: Service) -> str:
     return (
         f"{info.model_name}: {info.num_moe_layers} layers of {info.num_experts} experts, top-{info.top_k} · "
         f"drafter {info.drafter_name} · {card['name']}, {card['threads']} threads, {card['dtype']}, "
-        f"{card['backend']} experts backend, {info.kernels} kernels · measured here, now"
+        f"{card['backend']} experts backend ({card['backend_reason']}), {info.kernels} kernels · measured here, now"
     )
 
 

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given[:1] == ["bench"]:
         _add_bench(commands)
     else:
-        commands.add_parser("bench", help="measure decoding on this machine")
+        commands.add_parser("bench", help="measure on this machine: decoding, or one MoE layer")
     quality = commands.add_parser(
         "quality", help="quality against budget: questions with exact answers, held-out texts"
     )
@@ -58,6 +58,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drafter", default="auto", help="auto, ngram, none, or a draft head's directory")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--backend", default="auto", help="what runs the experts: auto, reference, cpu or triton")
     parser.add_argument("--threads", type=int, help="CPU threads")
 
 
@@ -90,13 +91,21 @@ def _add_generate(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    from moespec.bench.cli import add_arguments
+    from moespec.bench.cli import add_arguments, add_kernel_arguments, print_kernels
+    from moespec.bench.step_cli import add_arguments as add_step_arguments
+    from moespec.bench.step_cli import print_steps
 
-    benches = commands.add_parser("bench", help="measure decoding on this machine").add_subparsers(required=True)
+    benches = commands.add_parser("bench", help="measure on this machine").add_subparsers(required=True)
     decode = benches.add_parser("decode", help="transformers, plain, EAGLE-3 and MoE-Spec on the same prompts")
     _add_model_arguments(decode)
     add_arguments(decode)
     decode.set_defaults(handler=_bench_decode)
+    kernels = benches.add_parser("kernels", help="one MoE layer by rows and budget, against the memory's bandwidth")
+    add_kernel_arguments(kernels)
+    kernels.set_defaults(handler=print_kernels)
+    steps = benches.add_parser("step", help="whole verify steps by tree and budget, against the memory's bandwidth")
+    add_step_arguments(steps)
+    steps.set_defaults(handler=print_steps)
 
 
 def _add_quality(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +137,9 @@ def _load(args: argparse.Namespace) -> Engine:
         if args.threads < 1:
             raise ValueError(f"threads={args.threads} is not allowed: use 1 or more.")
         torch.set_num_threads(args.threads)
-    return Engine.from_pretrained(args.target or EMBEDDED_TARGET, args.drafter, device=args.device, dtype=args.dtype)
+    return Engine.from_pretrained(
+        args.target or EMBEDDED_TARGET, args.drafter, device=args.device, dtype=args.dtype, backend=args.backend
+    )
 
 
 def _budget(args: argparse.Namespace) -> BudgetConfig:

@@ -7,13 +7,14 @@ Owns these definitions, in tensor operations and, for routing in fp32 on the CPU
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from moespec.native import check_ids, kernels_for
+from moespec.packed_copy import to_host
 from moespec.step_router import StepRouting
 from moespec.trace import LayerTrace
 
@@ -34,6 +35,34 @@ class RoutingCounts:
     mass_kept_L: Tensor  # share of the score on the shortlist; 1 without a budget
     natural_weight_kept_L: Tensor
     changed: bool  # some row's routing differs from the natural one
+
+    @classmethod
+    def of(cls, tensors: list[Tensor]) -> RoutingCounts:
+        """From `count_tensors`, brought to the host."""
+        names = [field.name for field in fields(cls)]
+        values: dict[str, Any] = dict(zip(names, tensors, strict=True))
+        return cls(**{**values, "changed": bool(values["changed"])})
+
+    def natural(self) -> RoutingCounts:
+        """The same where no policy acted: everything was kept."""
+        return replace(
+            self,
+            kept_LE=self.natural_LE,
+            active_LE=self.natural_LE,
+            mass_kept_L=torch.ones_like(self.mass_kept_L),
+            natural_weight_kept_L=torch.ones_like(self.natural_weight_kept_L),
+            missing_LT=torch.zeros_like(self.missing_LT),
+            changed=False,
+        )
+
+    def first_rows(self, num_rows: int) -> RoutingCounts:
+        """Without the padding behind the first rows: nothing else counts it."""
+        return replace(
+            self,
+            ids_LTK=self.ids_LTK[:, :num_rows],
+            weights_LTK=self.weights_LTK[:, :num_rows],
+            missing_LT=self.missing_LT[:, :num_rows],
+        )
 
     def num_experts_by_layer(self) -> tuple[list[int], list[int], list[int]]:
         """(natural, kept, active) per layer."""
@@ -71,36 +100,42 @@ class RoutingCounts:
 
 def count_routing(routing: StepRouting, *, is_natural: bool) -> RoutingCounts:
     """All layers at once. `is_natural`: no policy acted, so that what the routers chose ran and everything was kept."""
-    kernels = kernels_for(routing.logits_LTE, routing.natural_weights_LTK, routing.weights_LTK)
-    counts = _count(routing, is_natural) if kernels is None else _count_compiled(kernels, routing, is_natural)
-    return RoutingCounts(ids_LTK=routing.ids_LTK.cpu(), weights_LTK=routing.weights_LTK.float().cpu(), **counts)
+    logits_LTE = routing.logits_LTE
+    fitting = logits_LTE is not None and kernels_for(logits_LTE, routing.natural_weights_LTK, routing.weights_LTK)
+    if fitting:
+        return _count_compiled(fitting, routing, is_natural)
+    counts = RoutingCounts.of(to_host(count_tensors(routing)))
+    return counts.natural() if is_natural else counts
 
 
-def _count(routing: StepRouting, is_natural: bool) -> dict[str, Any]:
-    logits_LTE = routing.logits_LTE.float()
-    natural_LTE = _dense(routing.natural_ids_LTK, routing.natural_weights_LTK, logits_LTE)
-    chosen_LTE = torch.zeros_like(logits_LTE, dtype=torch.bool).scatter_(2, routing.natural_ids_LTK, True)
-    if is_natural:
-        run_LTE, used_LTE, kept_LE = natural_LTE, chosen_LTE, chosen_LTE.any(dim=1)
-    else:
-        run_LTE = _dense(routing.ids_LTK, routing.weights_LTK, logits_LTE)
-        used_LTE, kept_LE = run_LTE != 0, routing.kept_LE
-    survives_LTE = natural_LTE * used_LTE
-    score_LE = logits_LTE.softmax(dim=-1).sum(dim=1)
-    mass_kept_L = (score_LE * kept_LE).sum(dim=1) / score_LE.sum(dim=1)
-    return {
-        "score_LE": score_LE.cpu(),
-        "mass_kept_L": (torch.ones_like(mass_kept_L) if is_natural else mass_kept_L).cpu(),
-        "natural_LE": chosen_LTE.any(dim=1).cpu(),
-        "kept_LE": kept_LE.cpu(),
-        "active_LE": used_LTE.any(dim=1).cpu(),
-        "missing_LT": (chosen_LTE & ~used_LTE).sum(dim=-1).cpu(),
-        "natural_weight_kept_L": (survives_LTE.sum(dim=(1, 2)) / natural_LTE.sum(dim=(1, 2))).cpu(),
-        "changed": not is_natural and bool(((run_LTE - natural_LTE).abs() > CHANGED).any()),
-    }
+def count_tensors(routing: StepRouting, valid_T: Tensor | None = None) -> list[Tensor]:
+    """The fields of RoutingCounts, in their order, where a policy acted; on the routing's device, without a copy.
+
+    `valid_T`: bool, the rows that are no padding; padding has weights of 0.
+    """
+    score_LE = routing.scores()
+    natural_LTE = _dense(routing.natural_ids_LTK, routing.natural_weights_LTK, score_LE)
+    run_LTE = _dense(routing.ids_LTK, routing.weights_LTK, score_LE)
+    chosen_LTE = torch.zeros_like(run_LTE, dtype=torch.bool).scatter_(2, routing.natural_ids_LTK, True)
+    if valid_T is not None:
+        chosen_LTE &= valid_T[:, None]
+    used_LTE = run_LTE != 0
+    return [
+        score_LE,
+        chosen_LTE.any(dim=1),
+        routing.kept_LE,
+        used_LTE.any(dim=1),
+        routing.ids_LTK,
+        routing.weights_LTK.float(),
+        (chosen_LTE & ~used_LTE).sum(dim=-1),
+        (score_LE * routing.kept_LE).sum(dim=1) / score_LE.sum(dim=1),
+        (natural_LTE * used_LTE).sum(dim=(1, 2)) / natural_LTE.sum(dim=(1, 2)),
+        ((run_LTE - natural_LTE).abs() > CHANGED).any(),
+    ]
 
 
-def _count_compiled(kernels: Any, routing: StepRouting, is_natural: bool) -> dict[str, Any]:
+def _count_compiled(kernels: Any, routing: StepRouting, is_natural: bool) -> RoutingCounts:
+    assert routing.logits_LTE is not None
     ids = routing.ids_LTK.numpy()
     if not is_natural:
         check_ids(ids, routing.logits_LTE.shape[-1])
@@ -109,12 +144,15 @@ def _count_compiled(kernels: Any, routing: StepRouting, is_natural: bool) -> dic
         *(routing.logits_LTE.numpy(), routing.natural_ids_LTK.numpy(), routing.natural_weights_LTK.numpy()),
         *(ids, routing.weights_LTK.numpy(), routing.kept_LE.numpy(), is_natural, CHANGED),
     )
-    return {**{name: torch.from_numpy(part) for name, part in zip(names, parts, strict=True)}, "changed": changed}
+    tensors: dict[str, Any] = {name: torch.from_numpy(part) for name, part in zip(names, parts, strict=True)}
+    return RoutingCounts(ids_LTK=routing.ids_LTK, weights_LTK=routing.weights_LTK, changed=changed, **tensors)
 
 
-def _dense(ids_LTK: Tensor, weights_LTK: Tensor, like_LTE: Tensor) -> Tensor:
+def _dense(ids_LTK: Tensor, weights_LTK: Tensor, score_LE: Tensor) -> Tensor:
     """Routing weights as fp32 [L, T, E], 0 where an expert is not used."""
-    return torch.zeros_like(like_LTE).scatter_add_(2, ids_LTK, weights_LTK.float())
+    (num_layers, num_rows, _), num_experts = ids_LTK.shape, score_LE.shape[1]
+    dense_LTE = score_LE.new_zeros(num_layers, num_rows, num_experts)
+    return dense_LTE.scatter_add_(2, ids_LTK, weights_LTK.float())
 
 
 def _id_lists(sets_LE: Tensor) -> list[list[int]]:

@@ -26,6 +26,7 @@ from moespec.report import Pieces, device_card, run_settings
 from moespec.run import Conversation, Run
 from moespec.target import Target
 from moespec.trace import StepTrace, TraceHeader
+from moespec.verifier import Verifier
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class EngineInfo:
     backend: str
     backend_reason: str
     kernels: str  # what runs a step: "compiled", or "torch" with the model's own modules
+    graphs: str  # "captured", or why steps are not replayed as CUDA graphs
     router_family: str
 
 
@@ -61,9 +63,11 @@ class Engine:
 
     def __init__(self, target: Target, drafter: Drafter | None, name: str) -> None:
         self.target, self.drafter, self.name = target, drafter, name
+        self.verifier = Verifier(target)
         self._lock = threading.Lock()
         self._owner: int | None = None  # the thread whose generator holds the lock
         self._conversation: Conversation | None = None
+        self._cache = TreeCache(len(target.layers))
         self.pieces = Pieces(target.tokenizer)
 
     @staticmethod
@@ -73,24 +77,30 @@ class Engine:
         *,
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
+        backend: str = "auto",
     ) -> Engine:
-        """Load a directory or hub id. `drafter`: "auto" (a head beside it, else n-gram), "ngram", a path, None."""
+        """Load a directory or hub id. `drafter`: "auto" (a head beside it, else n-gram), "ngram", a path, None.
+
+        `backend` runs the experts: "auto", or "reference", "cpu" or "triton", of which ValueError says why not.
+        """
         model, tokenizer = load_model(target, device, dtype)
         folder = Path(target) if Path(target).is_dir() else None
-        return Engine._attach(model, tokenizer, drafter, folder, _public_name(target, folder))
+        return Engine._attach(model, tokenizer, drafter, folder, _public_name(target, folder), backend)
 
     @staticmethod
-    def from_model(model: Any, tokenizer: Any = None, drafter: str | Path | Drafter | None = None) -> Engine:
+    def from_model(
+        model: Any, tokenizer: Any = None, drafter: str | Path | Drafter | None = None, backend: str = "auto"
+    ) -> Engine:
         """Use a transformers model that is already in memory; `close()` gives it back as it was.
 
         Steps of a small model run on copies of its weights. They follow a model that is written to, from the next
         answer on; not through `.data` and not in inference mode, where torch counts no writes: make a new engine then.
         """
-        return Engine._attach(model, tokenizer, drafter, None, type(model).__name__)
+        return Engine._attach(model, tokenizer, drafter, None, type(model).__name__, backend)
 
     @staticmethod
-    def _attach(model: Any, tokenizer: Any, drafter: Any, folder: Path | None, name: str) -> Engine:
-        attached = Target(model, tokenizer)
+    def _attach(model: Any, tokenizer: Any, drafter: Any, folder: Path | None, name: str, backend: str) -> Engine:
+        attached = Target(model, tokenizer, backend=backend)
         try:
             found = find_drafter(drafter, attached, folder)
         except BaseException:
@@ -110,15 +120,18 @@ class Engine:
             top_k=target.top_k,
             num_moe_layers=len(target.moe_layers),
             max_context=target.max_context,
-            backend=target.backend,
-            backend_reason=target.backend_reason,
+            backend=target.backend.name,
+            backend_reason=target.backend.reason,
             kernels="compiled" if target.is_compiled else "torch",
+            graphs=self.verifier.graph_reason or "captured",
             router_family=target.moe_layers[0].family.name,
         )
 
     def card(self) -> dict:
         """The machine and software that a figure of this engine was measured on."""
-        return device_card(self.target.device, self.target.dtype, self.target.backend)
+        info = self.info
+        card = device_card(self.target.device, self.target.dtype, info.backend)
+        return card | {"backend_reason": info.backend_reason, "graphs": info.graphs}
 
     def check_budget(self, budget: BudgetConfig) -> None:
         """ValueError if the budget is outside this model's [k, E]. The engine itself clamps; interfaces refuse."""
@@ -175,12 +188,13 @@ class Engine:
             self._owner = threading.get_ident()
             if self.target.refresh():
                 self.forget()
-            conversation = self._conversation or Conversation(TreeCache(len(self.target.layers)))
+            conversation = self._conversation or self._new_conversation()
             # Kept again only if no step fails half-way; between two steps it is always consistent.
             self._conversation = None
             try:
                 run = Run(
                     target=self.target,
+                    verifier=self.verifier,
                     drafter=self.drafter,
                     conversation=conversation,
                     pieces=self.pieces,
@@ -189,7 +203,7 @@ class Engine:
                     budget=budget,
                     tree=tree,
                     control=control,
-                    device_card=self.card(),
+                    card=self.card,
                 )
                 for step in run.steps():
                     self._conversation = conversation
@@ -201,6 +215,11 @@ class Engine:
                 self._owner = None
         # The last step is handed out with the lock released: whoever has it may start the next run.
         yield step
+
+    def _new_conversation(self) -> Conversation:
+        """Empty, in the storage of the last one: what was captured of steps reads and writes there."""
+        self._cache.truncate(0)
+        return Conversation(self._cache)
 
     def forget(self) -> None:
         """Drop the conversation: the next prompt is read from its beginning."""

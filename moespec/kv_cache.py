@@ -5,6 +5,8 @@ Owns preallocated storage per layer that grows by doubling. Knows nothing of tre
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,8 +27,9 @@ class TreeCacheLayer(CacheLayerMixin):
     keys: Any  # Tensors once initialised; the base class allows None
     values: Any
 
-    def __init__(self) -> None:
+    def __init__(self, cache: TreeCache) -> None:
         super().__init__()
+        self._cache = cache
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -49,15 +52,27 @@ class TreeCacheLayer(CacheLayerMixin):
             self._initialize(shape, like)
         start, end = self.length, self.length + shape[2]
         if end > self.keys.shape[2]:
-            self.keys, self.values = _grown(self.keys, start, end), _grown(self.values, start, end)
-            self._arrays = None
+            self.grow(end)
         self.length = end
         return start
+
+    def grow(self, num_positions: int) -> None:
+        """Larger storage with the same contents."""
+        self.keys, self.values = (_grown(part, self.length, num_positions) for part in (self.keys, self.values))
+        self._arrays = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append the new rows; returns views of all positions, the new ones included."""
+        """Append the new rows; returns views of all positions, the new ones included.
+
+        In a step of fixed shape (`TreeCache.writing_at`) the rows go where it says and all that is stored is returned.
+        """
+        rows_T = self._cache.rows_T
+        if rows_T is not None:
+            self.keys.index_copy_(2, rows_T, key_states)
+            self.values.index_copy_(2, rows_T, value_states)
+            return self.keys, self.values
         start = self.reserve(tuple(key_states.shape), key_states)
         end = self.length
         self.keys[:, :, start:end] = key_states
@@ -84,11 +99,35 @@ class TreeCache(Cache):
     layers: Any  # list[TreeCacheLayer]; the base class allows kinds that we never build
 
     def __init__(self, num_layers: int) -> None:
-        super().__init__(layers=[TreeCacheLayer() for _ in range(num_layers)])
+        super().__init__(layers=[TreeCacheLayer(self) for _ in range(num_layers)])
+        self.rows_T: Tensor | None = None
+        self._table: tuple[int, Tensor | None] | None = None
 
     @property
     def length(self) -> int:
         return self.layers[0].length
+
+    @property
+    def capacity(self) -> int:
+        """Positions that the storage holds; 0 before the first row."""
+        return self.layers[0].keys.shape[2] if self.layers[0].is_initialized else 0
+
+    def reserve(self, num_positions: int) -> None:
+        """Storage for so many positions in every layer, without counting them; after the first row."""
+        if num_positions > self.capacity:
+            for layer in self.layers:
+                layer.grow(num_positions)
+
+    @contextlib.contextmanager
+    def writing_at(self, rows_T: Tensor) -> Iterator[None]:
+        """Inside, a forward writes its rows at these positions (int64, on the device), counts none of them, and sees
+        everything that is stored: its mask says what of it. For steps of fixed shape, whose addresses must not move.
+        """
+        self.rows_T = rows_T
+        try:
+            yield
+        finally:
+            self.rows_T = None
 
     def truncate(self, length: int) -> None:
         """Forget every position from `length` on."""
@@ -104,7 +143,8 @@ class TreeCache(Cache):
         length = prefix_length + len(path)
         if path != list(range(len(path))):
             self._move_up(prefix_length, path)
-        self.truncate(length)
+        for layer in self.layers:  # a step of fixed shape has not counted its rows
+            layer.length = length
 
     def _move_up(self, start: int, path: list[int]) -> None:
         keys = self.layers[0].keys
@@ -114,15 +154,31 @@ class TreeCache(Cache):
             for layer in self.layers:
                 kernels.attention.keep_rows(*layer.arrays(), start, rows)
             return
+        table_P = self._address_table() if keys.device.type == "cuda" else None
+        if table_P is not None:
+            from kernels.keep_rows import keep_rows
+
+            keep_rows(table_P, keys, start, path)
+            return
         rows_N, end = torch.tensor(path, device=keys.device) + start, start + len(path)
-        for layer in self.layers:
-            for stored in (layer.keys, layer.values):
-                stored[:, :, start:end] = stored.index_select(2, rows_N)
+        for stored in (part for layer in self.layers for part in (layer.keys, layer.values)):
+            stored[:, :, start:end] = stored.index_select(2, rows_N)
+
+    def _address_table(self) -> Tensor | None:
+        """Where all layers' keys and values lie, for one launch over all of them; None where they are not alike."""
+        storage = self.layers[0].keys.data_ptr()
+        if self._table is None or self._table[0] != storage:
+            from kernels.keep_rows import address_table, are_alike
+
+            caches = [part for layer in self.layers for part in (layer.keys, layer.values)]
+            self._table = storage, address_table(caches) if are_alike(caches) else None
+        return self._table[1]
 
 
 def _empty(shape: tuple[int, ...], capacity: int, like: Tensor) -> Tensor:
+    # Zeros: where a step sees all that is stored, a weight of 0 does not silence a NaN.
     batch, heads, num_rows, head_dim = shape
-    return like.new_empty(batch, heads, max(capacity, num_rows), head_dim)
+    return like.new_zeros(batch, heads, max(capacity, num_rows), head_dim)
 
 
 def _grown(stored: Tensor, length: int, needed: int) -> Tensor:

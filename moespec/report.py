@@ -197,7 +197,7 @@ def summarise(run: Run) -> RunSummary:
         lossless=totals.lossless,
         finish_reason=run.finish_reason or "",
         settings=run_settings(run.generation, run.budget, run.tree),
-        device=run.device_card,
+        device=run.card(),
     )
 
 
@@ -212,7 +212,7 @@ def device_card(device: torch.device, dtype: torch.dtype, backend: str) -> dict:
     """What a figure was measured on."""
     import transformers
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return {
         "device": device.type,
         "name": name,
@@ -225,7 +225,7 @@ def device_card(device: torch.device, dtype: torch.dtype, backend: str) -> dict:
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))

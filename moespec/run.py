@@ -7,26 +7,29 @@ last. Knows nothing of how trees grow, budgets choose or traces are shown.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
+from moespec.clock import Clock
 from moespec.config import BudgetConfig, GenerationConfig, TreeConfig
 from moespec.control import Control
 from moespec.drafters.base import DraftContext, Drafter
 from moespec.kv_cache import TreeCache
+from moespec.policies.base import ExpertPolicy
 from moespec.prompts import end_ids
-from moespec.recorder import StepRecorder, policy_for
+from moespec.recorder import policy_for
 from moespec.report import Pieces, RunTotals, StepFacts, step_settings, step_trace, summarise
-from moespec.sampling import TreeOpinions, choose_tokens
+from moespec.sampling import choose_tokens
 from moespec.step_router import NaturalRouter
 from moespec.target import Target
 from moespec.text import TextStream
 from moespec.trace import StepTrace
 from moespec.tree import root_only
 from moespec.types import DraftTree, Verdict
-from moespec.verify import verify_tree
+from moespec.verifier import Verified, Verifier
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Run:
     """A request on its way. `steps` reads like the method; everything else serves it."""
 
     target: Target
+    verifier: Verifier
     drafter: Drafter | None
     conversation: Conversation
     pieces: Pieces
@@ -64,12 +68,13 @@ class Run:
     budget: BudgetConfig
     tree: TreeConfig
     control: Control
-    device_card: dict
+    card: Callable[[], dict]  # asked at the end: what runs the experts may have changed by then
 
     def __post_init__(self) -> None:
         self.ends = end_ids(self.target.model, self.target.tokenizer)
         self.text = TextStream(self.target.tokenizer, self.generation.stop)
         self.totals = RunTotals()
+        self.clock = Clock(self.target.device)
         self.finish_reason: str | None = None
 
     def steps(self) -> Iterator[StepTrace]:
@@ -93,8 +98,8 @@ class Run:
         if self.drafter is not None:
             self.drafter.truncate(start)
             self.drafter.observe(self.target.features())
-        best_1, depths_1 = logits_1V.argmax(dim=-1), positions_N.new_zeros(1)
-        token_1 = choose_tokens(logits_1V, best_1, depths_1, len(self.prompt_ids), self.generation)
+        best_1, root = logits_1V.argmax(dim=-1), root_only(self.prompt_ids[-1], device)
+        token_1 = choose_tokens(logits_1V, best_1, root, len(self.prompt_ids), self.generation)
         conversation.token_ids = list(self.prompt_ids)
         emitted, text = self._emit(token_1.tolist())
         conversation.token_ids += emitted
@@ -105,33 +110,32 @@ class Run:
 
     @torch.inference_mode()
     def _step(self) -> StepTrace:
-        began = time.perf_counter()
+        began, started_at = time.perf_counter(), self.clock.mark()
         conversation, prefix = self.conversation, self.conversation.cache.length
         budget, tree_config = self.control.settings(self.budget, self.tree)
         # 1) Draft: the drafter's tree below the last committed token.
         tree = self._propose(tree_config)
-        drafted = time.perf_counter()
+        drafted = self.clock.mark()
         # 2) Verify: one forward over all rows, every MoE layer under the policy.
-        policy = policy_for(budget, self.target.num_experts) if tree.num_rows > 1 else None
-        recorder = StepRecorder(self.target.moe_layers, tree, policy)
-        opinions, verdict = self._verify(tree, prefix, recorder)
-        verified = time.perf_counter()
+        policy = policy_for(budget, self.target.num_experts)
+        verified = self._verify(tree, policy)
+        verified_at, verdict, counts = self.clock.mark(), verified.verdict, verified.counts
+        is_tree = verified.opinions.tree.num_rows > 1
         # 3) Commit: what is emitted, the KV of its rows, their features for the drafter.
-        counts = recorder.counts()
         if counts.changed and conversation.lossy_from is None:
             conversation.lossy_from = prefix
         emitted, text = self._emit(verdict.token_ids)
-        self._commit(verdict.path[: len(emitted)], emitted, prefix)
+        self._commit(verdict.path[: len(emitted)], emitted, prefix, verified.features_TF)
         facts = StepFacts(
-            kind="tree" if tree.num_rows > 1 else "plain",
+            kind="tree" if is_tree else "plain",
             token_ids=emitted,
             text=text,
             origins=[*range(1, verdict.num_accepted + 1), 0][: len(emitted)],
-            settings=step_settings(budget, self._effective_budget(budget) if policy else None, tree_config),
-            draft_ms=(drafted - began) * 1e3,
-            verify_ms=(verified - drafted) * 1e3,
+            settings=step_settings(budget, self._effective_budget(budget) if policy and is_tree else None, tree_config),
+            draft_ms=self.clock.ms(started_at, drafted),
+            verify_ms=self.clock.ms(drafted, verified_at),
             # Of a step that an end cut short, the rows behind the end were not accepted.
-            tree=(opinions, Verdict(verdict.path[: len(emitted) + 1], emitted)),
+            tree=(verified.opinions, Verdict(verdict.path[: len(emitted) + 1], emitted)),
             counts=counts,
         )
         return self._finished(facts, began=began)
@@ -141,28 +145,17 @@ class Run:
         wanted = self._num_wanted()
         if self.drafter is None or config.total_tokens == 1 or wanted == 1:
             return root_only(token_ids[-1], self.target.device)
-        # A path deeper than what may still be written would be verified for nothing.
-        config = replace(config, depth=min(config.depth, wanted - 1))
-        return self.drafter.propose(DraftContext(token_ids, config))
+        return self.drafter.propose(DraftContext(token_ids, config, max_depth=wanted - 1))
 
-    def _verify(self, tree: DraftTree, prefix: int, recorder: StepRecorder) -> tuple[TreeOpinions, Verdict]:
-        # A root alone sees everything before it: no mask, which lets attention take its shortest way.
-        seen_TT = tree.mask_TT if tree.num_rows > 1 else None
-        with self.target.stepping(recorder):
-            positions_T = tree.depths_T + prefix
-            cache = self.conversation.cache
-            logits_TV = self.target.forward(tree.tokens_T, positions_T, seen_TT, cache, keep=tree.num_rows)
-        opinions = TreeOpinions.of(tree, logits_TV)
-        target_T = choose_tokens(logits_TV, opinions.best_T, tree.depths_T, prefix + 1, self.generation)
-        return opinions, verify_tree(tree, target_T)
+    def _verify(self, tree: DraftTree, policy: ExpertPolicy | None) -> Verified:
+        return self.verifier.verify(tree, self.conversation.cache, policy, self.generation)
 
-    def _commit(self, path: list[int], emitted: list[int], prefix: int) -> None:
+    def _commit(self, path: list[int], emitted: list[int], prefix: int, features_TF: Tensor | None) -> None:
         """Keep the rows of the root and of the emitted draft tokens; the last emitted token is the next root."""
         self.conversation.cache.keep_path(prefix, path)
         self.conversation.token_ids += emitted
         if self.drafter is not None:
-            features = self.target.features()
-            self.drafter.observe(None if features is None else features[path])
+            self.drafter.observe(None if features_TF is None else features_TF[path])
 
     def _emit(self, token_ids: list[int]) -> tuple[list[int], str]:
         """What is really emitted (up to an end, a stop string, a limit or the stop signal), and its text."""

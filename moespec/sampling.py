@@ -37,20 +37,26 @@ class TreeOpinions:
 
     @classmethod
     def of(cls, tree: DraftTree, logits_TV: Tensor) -> TreeOpinions:
-        num_best = min(NUM_ALTERNATIVES, logits_TV.shape[-1])
         kernels = kernels_for(logits_TV)
         if kernels is not None:
             use_threads()
+            num_best = min(NUM_ALTERNATIVES, logits_TV.shape[-1])
             arrays = (part.numpy() for part in (logits_TV.contiguous(), tree.parents_T, tree.tokens_T))
             ids_TA, logp_TA, node_logp_T = map(torch.from_numpy, kernels.head.opinions(*arrays, num_best))
             if node_logp_T.max() > 0.5:
                 raise ValueError("the drafter proposed a row that does not stand behind its parent, or no known token.")
             return cls(tree, ids_TA[:, 0], ids_TA, logp_TA, node_logp_T)
+        return cls(tree, *cls.tensors(logits_TV, tree.parents_T, tree.tokens_T))
+
+    @staticmethod
+    def tensors(logits_TV: Tensor, parents_T: Tensor, tokens_T: Tensor) -> list[Tensor]:
+        """best_T, top_ids_TA, top_logp_TA and node_logp_T in torch's operations, on the logits' device."""
+        num_best = min(NUM_ALTERNATIVES, logits_TV.shape[-1])
         top, total_T1 = logits_TV.topk(num_best, dim=-1), logits_TV.float().logsumexp(dim=-1, keepdim=True)
-        up_T = tree.parents_T.clamp(min=0)
-        node_logp_T = logits_TV[up_T, tree.tokens_T].float() - total_T1[up_T, 0]
+        up_T = parents_T.clamp(min=0)
+        node_logp_T = logits_TV[up_T, tokens_T].float() - total_T1[up_T, 0]
         node_logp_T[0] = 0
-        return cls(tree, logits_TV.argmax(dim=-1), top.indices, top.values.float() - total_T1, node_logp_T)
+        return [logits_TV.argmax(dim=-1), top.indices, top.values.float() - total_T1, node_logp_T]
 
 
 def process_logits(logits_TV: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -75,9 +81,9 @@ def position_noise(seed: int, position: int, vocab_size: int, device: torch.devi
 
 
 def choose_tokens(
-    logits_TV: Tensor, best_T: Tensor, depths_T: Tensor, position: int, generation: GenerationConfig
+    logits_TV: Tensor, best_T: Tensor, tree: DraftTree, position: int, generation: GenerationConfig
 ) -> Tensor:
-    """int64 [T]: the target's token after each row, at temperature 0 the likeliest, `best_T`.
+    """int64 [T]: the target's token after each row of the tree, at temperature 0 the likeliest, `best_T`.
 
     `position` is where the root's successor goes.
 
@@ -88,9 +94,9 @@ def choose_tokens(
         return best_T
     scores_TV = process_logits(logits_TV, generation.temperature, generation.top_k, generation.top_p)
     seed, (_, vocab_size), device = generation.seed, logits_TV.shape, logits_TV.device
-    num_depths = int(depths_T.max()) + 1
+    num_depths = 1 + (int(tree.depths_T.max()) if tree.max_depth is None else tree.max_depth)
     noise_NV = torch.stack([position_noise(seed, position + d, vocab_size, device) for d in range(num_depths)])
-    return (scores_TV - noise_NV.log()[depths_T]).argmax(dim=-1)
+    return (scores_TV - noise_NV.log()[tree.depths_T]).argmax(dim=-1)
 
 
 def _mix(seed: int, position: int) -> int:

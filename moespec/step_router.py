@@ -46,14 +46,25 @@ class CompiledBudget:
 
 @dataclass(frozen=True)
 class StepRouting:
-    """Routing of all L MoE layers in one step: what the routers chose, and what ran. kept_LE: the shortlists."""
+    """Routing of all L MoE layers in one step: what the routers chose, and what ran. kept_LE: the shortlists.
 
-    logits_LTE: Tensor
+    Of logits_LTE and score_LE, router probability summed over the rows, one is enough.
+    """
+
+    logits_LTE: Tensor | None
     natural_ids_LTK: Tensor
     natural_weights_LTK: Tensor
     ids_LTK: Tensor
     weights_LTK: Tensor
     kept_LE: Tensor
+    score_LE: Tensor | None = None
+
+    def scores(self) -> Tensor:
+        """fp32 [L, E]: router probability summed over the rows."""
+        if self.score_LE is not None:
+            return self.score_LE
+        assert self.logits_LTE is not None
+        return self.logits_LTE.softmax(dim=-1, dtype=torch.float32).sum(dim=1)
 
 
 class NaturalRouter:

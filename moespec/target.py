@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moespec.dense import PackedLinear, TreeMask, can_pack, grouped_attention
-from moespec.experts import choose_backend
+from moespec.backends import choose_backend
+from moespec.dense import PackedLinear, TreeMask, can_pack, masked_attention
+from moespec.graph import Graphs
 from moespec.hf import ALL_ATTENTION_FUNCTIONS, ALL_EXPERTS_FUNCTIONS, PreTrainedModel
 from moespec.kv_cache import TreeCache
 from moespec.lean import LeanDecoder
@@ -30,7 +31,9 @@ _engine_numbers = itertools.count()
 class Target:
     """A transformers MoE with our seams attached. Use `stepping` around a forward to route it; `close` to let go."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any = None, tap_layers: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any = None, tap_layers: tuple[int, ...] = (), backend: str = "auto"
+    ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.moe_layers = find_moe_layers(model)
         self.layers = decoder_layers(model)
@@ -43,7 +46,8 @@ class Target:
         self.hidden_size: int = config.hidden_size
         self.max_context: int = config.max_position_embeddings
         self.top_k = self._probe_top_k(first.router)
-        self.backend, self._experts_function, self.backend_reason = choose_backend(self.device)
+        self.backend = choose_backend(backend, self.device, [moe.experts for moe in self.moe_layers])
+        self.graphs = Graphs(self.device)
         self._router: StepRouter | None = None
         self._features: dict[int, Tensor] = {}
         self._handles = [
@@ -52,8 +56,8 @@ class Target:
         self._tap_handles: list[Any] = []
         self.tap(tap_layers)
         self._key = f"moespec-{next(_engine_numbers)}"
-        ALL_EXPERTS_FUNCTIONS[self._key] = self._experts_function
-        ALL_ATTENTION_FUNCTIONS[self._key] = grouped_attention
+        ALL_EXPERTS_FUNCTIONS[self._key] = self.backend
+        ALL_ATTENTION_FUNCTIONS[self._key] = masked_attention(self.device)
         self._versions = _versions(model)
         self._lean = self._find_lean()
         self._packed = self._pack_linear_layers() if self._lean is None else []
@@ -61,6 +65,8 @@ class Target:
         self._configs = list({id(moe.experts.config): moe.experts.config for moe in self.moe_layers}.values())
 
     def _find_lean(self) -> LeanDecoder | None:
+        if self.backend.name != "cpu":
+            return None
         return LeanDecoder.of(self.model, self.layers, self.moe_layers, self._run_experts)
 
     def refresh(self) -> bool:
@@ -144,7 +150,17 @@ class Target:
             self._features = {number: entering[number] for number in self._tap_layers}
             return logits_TV
         masking = contextlib.nullcontext() if seen_TT is None else self._mask.over(seen_TT, cache.length)
-        with self._grouped_attention() if seen_TT is not None else contextlib.nullcontext(), masking as mask:
+        with masking as mask:
+            return self._run_model(token_ids_T, positions_T, mask, cache, keep)
+
+    def forward_masked(self, token_ids_T: Tensor, positions_T: Tensor, mask_TS: Tensor, cache: TreeCache) -> Tensor:
+        """Logits [T, V] where the additive mask [1, 1, T, S] says what each row sees of all that the cache stores."""
+        return self._run_model(token_ids_T, positions_T, mask_TS, cache, len(token_ids_T))
+
+    def _run_model(
+        self, token_ids_T: Tensor, positions_T: Tensor, mask: Tensor | None, cache: TreeCache, keep: int
+    ) -> Tensor:
+        with self._own_attention() if mask is not None else contextlib.nullcontext():
             output = self.model(
                 input_ids=token_ids_T[None],
                 attention_mask=mask,
@@ -156,9 +172,9 @@ class Target:
         return output.logits[0]
 
     @contextlib.contextmanager
-    def _grouped_attention(self) -> Iterator[None]:
-        """Inside, on a CPU: SDPA with a mask without a copy of every key for each group of heads."""
-        swapped = [c for c in self._configs if c._attn_implementation == "sdpa" and self.device.type == "cpu"]
+    def _own_attention(self) -> Iterator[None]:
+        """Inside: SDPA with a mask without a copy of every key for each group of heads."""
+        swapped = [config for config in self._configs if config._attn_implementation == "sdpa"]
         for config in swapped:
             config._attn_implementation_internal = self._key
         try:

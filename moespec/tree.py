@@ -48,27 +48,29 @@ def grow_tree(
     root_best: the best tokens after the root, N = 1. `vocab_map` int64 [V']: draft ids to the target's, if they differ.
     Cumulative log-probability never rises along a path, so the ancestors of a chosen node are chosen too.
     """
-    ids_NA, logp_NA = root_best
-    top_k = min(config.top_k, ids_NA.shape[1])
-    device = ids_NA.device
-    pool = _Pool(vocab_map)
-    pool.expanded(torch.full((1,), -1, device=device), ids_NA, logp_NA)
-    candidates_N = logp_NA[0, :top_k]
-    children_N, rows_N = ids_NA[0, :top_k], torch.zeros(top_k, dtype=torch.long, device=device)
-    start = pool.add(children_N, candidates_N, torch.full((top_k,), -1, device=device))
-    frontier_logp_N, frontier_pool_N = candidates_N, torch.arange(start, start + top_k, device=device)
+    device = root_best[0].device
     least_logp = math.log(config.min_path_p) if config.min_path_p else -math.inf
-    for level in range(1, config.depth):
-        if config.min_path_p and float(frontier_logp_N[0]) < least_logp:
+    growth = _Growth(root_best, config, vocab_map)
+    while growth.level < config.depth:
+        if config.min_path_p and float(growth.frontier_logp_N[0]) < least_logp:
             break  # nothing below could be kept
-        ids_NA, logp_NA = scorer(Frontier(pool.target_ids(children_N), rows_N, level))
-        pool.expanded(frontier_pool_N, ids_NA, logp_NA)
-        candidates_NK = frontier_logp_N[:, None] + logp_NA[:, :top_k]
-        start = pool.add(ids_NA[:, :top_k].flatten(), candidates_NK.flatten(), frontier_pool_N.repeat_interleave(top_k))
-        frontier_logp_N, best_N = candidates_NK.flatten().topk(min(top_k, candidates_NK.numel()))
-        children_N, rows_N = ids_NA[:, :top_k].flatten()[best_N], best_N // top_k
-        frontier_pool_N = best_N + start
-    return pool.select(root, config.total_tokens - 1, least_logp, config.depth)
+        growth.expand(scorer)
+    tree = growth.select(torch.tensor([root], device=device), torch.tensor(least_logp, device=device))
+    assert tree.num_valid is not None
+    return tree.first_rows(int(tree.num_valid))
+
+
+def grow_fixed_tree(
+    root_best: Best, scorer: Scorer, root_1: Tensor, config: TreeConfig, least_logp: Tensor, vocab_map: Tensor | None
+) -> DraftTree:
+    """The same in a fixed shape that asks the device for nothing: all levels are grown, `num_valid` rows count.
+
+    root_1 int64 [1]; least_logp fp32, of a path that is kept: on the device, `config.min_path_p` is not read.
+    """
+    growth = _Growth(root_best, config, vocab_map)
+    while growth.level < config.depth:
+        growth.expand(scorer)
+    return growth.select(root_1, least_logp)
 
 
 def root_only(root: int, device: torch.device) -> DraftTree:
@@ -80,6 +82,7 @@ def root_only(root: int, device: torch.device) -> DraftTree:
         depths_T=zero,
         draft_logp_T=torch.zeros(1, device=device),
         mask_TT=torch.ones(1, 1, dtype=torch.bool, device=device),
+        max_depth=0,
     )
 
 
@@ -93,67 +96,83 @@ def chain(root: int, tokens: list[int], logp: list[float], device: torch.device)
         depths_T=rows,
         draft_logp_T=torch.tensor([0.0, *logp], device=device).cumsum(0),
         mask_TT=torch.ones(num_rows, num_rows, dtype=torch.bool, device=device).tril(),
+        max_depth=num_rows - 1,
     )
 
 
-class _Pool:
-    """All candidates of one growth, in pool order (parents before children), and what was seen on the way."""
+class _Growth:
+    """A tree as it grows: all candidates in pool order (parents before children), and what was seen on the way."""
 
-    def __init__(self, vocab_map: Tensor | None) -> None:
-        self._vocab_map = vocab_map
-        self._tokens: list[Tensor] = []
-        self._logp: list[Tensor] = []
-        self._parents: list[Tensor] = []
-        self._levels: list[int] = []
-        self._expanded: list[tuple[Tensor, Tensor, Tensor]] = []
+    def __init__(self, root_best: Best, config: TreeConfig, vocab_map: Tensor | None) -> None:
+        ids_NA, logp_NA = root_best
+        self._config, self._vocab_map = config, vocab_map
+        self._top_k = min(config.top_k, ids_NA.shape[1])
+        root_N = ids_NA.new_full((1,), -1)  # the root's index in the pool, which it is not in
+        self._levels: list[tuple[Tensor, Tensor, Tensor]] = []  # tokens, log-probabilities, parents
+        self._expanded = [(root_N, ids_NA, logp_NA)]
         self._size = 0
+        self.level = 1
+        self.frontier_logp_N = logp_NA[0, : self._top_k]
+        self._children_N, self._rows_N = ids_NA[0, : self._top_k], ids_NA.new_zeros(self._top_k)
+        start = self._add(self._children_N, self.frontier_logp_N, root_N.repeat(self._top_k))
+        self._frontier_N = start + torch.arange(self._top_k, device=ids_NA.device)
 
-    def target_ids(self, draft_ids: Tensor) -> Tensor:
-        return draft_ids if self._vocab_map is None else self._vocab_map[draft_ids]
+    def expand(self, scorer: Scorer) -> None:
+        """One level more below the frontier."""
+        ids_NA, logp_NA = scorer(Frontier(self._target_ids(self._children_N), self._rows_N, self.level))
+        self._expanded.append((self._frontier_N, ids_NA, logp_NA))
+        top_k = self._top_k
+        candidates_NK = self.frontier_logp_N[:, None] + logp_NA[:, :top_k]
+        parents_N = self._frontier_N[:, None].expand_as(candidates_NK).flatten()
+        start = self._add(ids_NA[:, :top_k].flatten(), candidates_NK.flatten(), parents_N)
+        self.frontier_logp_N, best_N = candidates_NK.flatten().topk(min(top_k, candidates_NK.numel()))
+        self._children_N, self._rows_N = ids_NA[:, :top_k].flatten()[best_N], best_N // top_k
+        self._frontier_N = best_N + start
+        self.level += 1
 
-    def add(self, tokens_N: Tensor, logp_N: Tensor, parents_N: Tensor) -> int:
-        """Add one level; returns the pool index of its first candidate. Parents are pool indices, -1 is the root."""
-        start = self._size
-        self._tokens.append(tokens_N)
-        self._logp.append(logp_N)
-        self._parents.append(parents_N)
-        self._levels.append(tokens_N.shape[0])
-        self._size += tokens_N.shape[0]
-        return start
+    def select(self, root_1: Tensor, least_logp: Tensor) -> DraftTree:
+        """The best candidates as a tree in pool order behind the root, at most `total_tokens` rows with it.
 
-    def expanded(self, pool_N: Tensor, ids_NA: Tensor, logp_NA: Tensor) -> None:
-        self._expanded.append((pool_N, ids_NA, logp_NA))
-
-    def select(self, root: int, num_drafts: int, least_logp: float, depth: int) -> DraftTree:
-        """The best candidates, at most `num_drafts` of them, as a tree in pool order behind the root."""
-        logp_P, tokens_P = torch.cat(self._logp), self.target_ids(torch.cat(self._tokens))
-        device = logp_P.device
+        Those less likely than `least_logp` are its last rows, and no valid ones.
+        """
+        tokens_P, logp_P, parents_P = (torch.cat(parts) for parts in zip(*self._levels, strict=True))
+        levels_P = torch.cat([torch.full_like(part, n + 1) for n, (part, _, _) in enumerate(self._levels)])
         # Stable: where a child is as likely as its parent, the parent comes first.
-        order_P = logp_P.sort(descending=True, stable=True).indices
-        if least_logp > -math.inf:
-            num_drafts = min(num_drafts, int((logp_P >= least_logp).sum()))
-        chosen_N = order_P[: min(num_drafts, self._size)].sort().values
+        order_N = logp_P.sort(descending=True, stable=True).indices[: self._config.total_tokens - 1]
+        is_valid_N = logp_P[order_N] >= least_logp
+        ranks_N = torch.arange(len(order_N), device=order_N.device)
+        chosen_N = order_N[torch.where(is_valid_N, order_N, self._size + ranks_N).argsort()]
         # Row of each pool index; one slot more so that index -1, the root, finds row 0.
-        rows_P = torch.zeros(self._size + 1, dtype=torch.long, device=device)
-        rows_P[chosen_N] = torch.arange(1, chosen_N.shape[0] + 1, device=device)
-        sizes = torch.tensor(self._levels, device=device)
-        levels_P = torch.repeat_interleave(torch.arange(1, len(self._levels) + 1, device=device), sizes)
-        parents_T = torch.cat([sizes.new_full((1,), -1), rows_P[torch.cat(self._parents)[chosen_N]]])
-        alt_ids_TA, alt_logp_TA = self._alternatives(rows_P, parents_T.shape[0])
+        rows_P = torch.zeros(self._size + 1, dtype=torch.long, device=order_N.device)
+        rows_P[chosen_N] = ranks_N + 1
+        parents_T = torch.cat([torch.full_like(root_1, -1), rows_P[parents_P[chosen_N]]])
+        alt_ids_TA, alt_logp_TA = self._alternatives(rows_P, len(parents_T))
         return DraftTree(
-            tokens_T=torch.cat([sizes.new_full((1,), root), tokens_P[chosen_N]]),
+            tokens_T=torch.cat([root_1, self._target_ids(tokens_P)[chosen_N]]),
             parents_T=parents_T,
-            depths_T=torch.cat([sizes.new_zeros(1), levels_P[chosen_N]]),
+            depths_T=torch.cat([torch.zeros_like(root_1), levels_P[chosen_N]]),
             draft_logp_T=torch.cat([logp_P.new_zeros(1), logp_P[chosen_N]]),
-            mask_TT=ancestor_mask(parents_T, depth),
+            mask_TT=ancestor_mask(parents_T, self._config.depth),
             alt_ids_TA=alt_ids_TA,
             alt_logp_TA=alt_logp_TA,
+            num_valid=is_valid_N.sum() + 1,
+            max_depth=self._config.depth,
         )
+
+    def _target_ids(self, draft_ids: Tensor) -> Tensor:
+        return draft_ids if self._vocab_map is None else self._vocab_map[draft_ids]
+
+    def _add(self, tokens_N: Tensor, logp_N: Tensor, parents_N: Tensor) -> int:
+        """Add one level; returns the pool index of its first candidate. Parents are pool indices, -1 is the root."""
+        start = self._size
+        self._levels.append((tokens_N, logp_N, parents_N))
+        self._size += tokens_N.shape[0]
+        return start
 
     def _alternatives(self, rows_P: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
         """What the drafter saw below each row of the tree that it expanded; id -1 elsewhere."""
         pool_X = torch.cat([pool for pool, _, _ in self._expanded])
-        ids_XA = self.target_ids(torch.cat([ids for _, ids, _ in self._expanded]))[:, :NUM_ALTERNATIVES]
+        ids_XA = self._target_ids(torch.cat([ids for _, ids, _ in self._expanded]))[:, :NUM_ALTERNATIVES]
         logp_XA = torch.cat([logp for _, _, logp in self._expanded])[:, :NUM_ALTERNATIVES]
         rows_X = rows_P[pool_X]
         # Candidates that were expanded but not chosen also find row 0; only the first expansion is the root's.

@@ -25,6 +25,8 @@ class DraftTree:
     draft_logp_T  fp32; the drafter's log-probability of the path from the root to the node; 0 at the root
     mask_TT       bool; [i, j] is True where j is i or an ancestor of i
     alt_ids_TA, alt_logp_TA   what the drafter would have tried below each row (id -1 where it was not asked)
+    num_valid     int64, on the device; rows behind the first so many are padding. None: there is none
+    max_depth     no row is deeper, where that is known without asking the device
     """
 
     tokens_T: Tensor
@@ -34,6 +36,8 @@ class DraftTree:
     mask_TT: Tensor
     alt_ids_TA: Tensor | None = None
     alt_logp_TA: Tensor | None = None
+    num_valid: Tensor | None = None
+    max_depth: int | None = None
 
     def __post_init__(self) -> None:
         num_rows = self.tokens_T.shape[0]
@@ -42,7 +46,22 @@ class DraftTree:
 
     @property
     def num_rows(self) -> int:
+        """Padding included."""
         return self.tokens_T.shape[0]
+
+    def first_rows(self, num_rows: int) -> DraftTree:
+        """Without the rows behind the first so many."""
+        alt_ids_TA, alt_logp_TA = self.alt_ids_TA, self.alt_logp_TA
+        return DraftTree(
+            self.tokens_T[:num_rows],
+            self.parents_T[:num_rows],
+            self.depths_T[:num_rows],
+            self.draft_logp_T[:num_rows],
+            self.mask_TT[:num_rows, :num_rows],
+            None if alt_ids_TA is None else alt_ids_TA[:num_rows],
+            None if alt_logp_TA is None else alt_logp_TA[:num_rows],
+            max_depth=self.max_depth,
+        )
 
 
 @dataclass(frozen=True)

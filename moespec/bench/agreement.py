@@ -7,7 +7,7 @@ a run held to the lossless text while its keys and values keep what the budget d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,12 +18,13 @@ from moespec.control import Control
 from moespec.drafters.base import DraftContext
 from moespec.engine import Engine
 from moespec.kv_cache import TreeCache
+from moespec.policies.base import ExpertPolicy
 from moespec.recorder import StepRecorder, policy_for
 from moespec.run import Conversation, Run
-from moespec.sampling import TreeOpinions
 from moespec.step_router import NaturalRouter
 from moespec.trace import RunSummary
 from moespec.types import DraftTree, Verdict
+from moespec.verifier import Verified
 
 
 def agreement_by_position(
@@ -97,15 +98,15 @@ class Replay(Run):
     text_ids: list[int] = field(default_factory=list)
     root_agrees: list[bool] = field(default_factory=list)
 
-    def _verify(self, tree: DraftTree, prefix: int, recorder: StepRecorder) -> tuple[TreeOpinions, Verdict]:
-        opinions, verdict = super()._verify(tree, prefix, recorder)
-        wanted = self.text_ids[len(self.totals.token_ids) :]
+    def _verify(self, tree: DraftTree, policy: ExpertPolicy | None) -> Verified:
+        verified = super()._verify(tree, policy)
+        verdict, wanted = verified.verdict, self.text_ids[len(self.totals.token_ids) :]
         pairs = zip(verdict.token_ids, wanted, strict=False)
         num_same = next((n for n, (ours, theirs) in enumerate(pairs) if ours != theirs), len(verdict.token_ids))
         self.root_agrees.append(num_same > 0)
         # Rows behind the first wrong token are not kept; the text's own token takes its place.
         emitted = [*verdict.token_ids[:num_same], *wanted[num_same : num_same + 1]][: len(verdict.path)]
-        return opinions, Verdict(path=verdict.path[: len(emitted)], token_ids=emitted)
+        return replace(verified, verdict=Verdict(path=verdict.path[: len(emitted)], token_ids=emitted))
 
 
 def replay(engine: Engine, arm: Arm, prompt_ids: list[int], text_ids: list[int]) -> tuple[list[bool], RunSummary]:
@@ -114,6 +115,7 @@ def replay(engine: Engine, arm: Arm, prompt_ids: list[int], text_ids: list[int])
     engine.forget()
     run = Replay(
         target=engine.target,
+        verifier=engine.verifier,
         drafter=engine.drafter,
         conversation=Conversation(TreeCache(len(engine.target.layers))),
         pieces=engine.pieces,
@@ -122,7 +124,7 @@ def replay(engine: Engine, arm: Arm, prompt_ids: list[int], text_ids: list[int])
         budget=arm.budget,
         tree=arm.tree or TreeConfig(),
         control=Control(),
-        device_card=engine.card(),
+        card=engine.card,
         text_ids=text_ids,
     )
     *_, last = run.steps()

@@ -1,18 +1,24 @@
-"""`python -m moespec bench decode`: arguments, progress on stderr, the record on stdout. Knows no measure."""
+"""`python -m moespec bench decode | kernels`: arguments, progress on stderr, the record on stdout. Knows no measure."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from moespec.bench.arms import parse_arms
 from moespec.bench.contestants import Contestants
+from moespec.bench.kernels import Settings, bench_kernels
+from moespec.bench.layers import DTYPE_NAMES, SHAPE_NAMES
+from moespec.bench.machine import checked_out_commit
 from moespec.bench.measure import measure, read_prompts
 from moespec.bench.report import arm_record, ratios, table
+from moespec.bench.roofline import fit_table, layer_table, target_lines
+from moespec.bench.routings import BUDGETS, ROWS
 from moespec.engine import Engine
 
 PROMPTS = Path(__file__).resolve().parents[2] / "assets" / "bench" / "prompts.jsonl"
@@ -78,14 +84,49 @@ def bench_decode(engine: Engine, target: str | Path, args: argparse.Namespace) -
     return 0
 
 
-def checked_out_commit() -> str | None:
-    """The checked-out commit, "+" behind it where files differ from it; None outside a git checkout."""
-    folder = Path(__file__).resolve().parents[2]
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
-        changes = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True
+def add_kernel_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shapes", nargs="+", choices=SHAPE_NAMES, metavar="NAME", help=f"{', '.join(SHAPE_NAMES)}; default: by device"
+    )
+    parser.add_argument(
+        "--dtype", nargs="+", choices=DTYPE_NAMES, metavar="NAME", help=f"{', '.join(DTYPE_NAMES)}; default: by device"
+    )
+    parser.add_argument("--rows", nargs="+", type=int, default=ROWS, metavar="T", help="rows of a step")
+    parser.add_argument(
+        "--budgets", nargs="+", type=_budget, default=BUDGETS, metavar="B", help="experts kept; none for all"
+    )
+    parser.add_argument("--sweep", action="store_true", help="first try tiles; writes kernels/tiles.json. CUDA only")
+    parser.add_argument("--seconds-limit", type=float, metavar="S", help="leave out what does not fit, the least first")
+    parser.add_argument("--note", metavar="TEXT", help="kept in the record: what else the machine did")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--json", action="store_true", help="the record as the last line, instead of tables")
+
+
+def _budget(text: str) -> int | None:
+    if text != "none" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of experts, nor none")
+    return None if text == "none" else int(text)
+
+
+def print_kernels(args: argparse.Namespace) -> int:
+    """Measure one MoE layer and print."""
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"threads={args.threads} is not allowed: use 1 or more.")
+        torch.set_num_threads(args.threads)
+    has_cuda = torch.cuda.is_available()
+    if args.device not in ("auto", "cpu", "cuda") or (args.device == "cuda" and not has_cuda):
+        raise ValueError(
+            f"device={args.device!r} cannot be used here: use auto{', cpu or cuda' if has_cuda else ' or cpu'}."
         )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
+    device = torch.device("cuda" if has_cuda and args.device != "cpu" else "cpu")
+    settings = Settings(args.shapes, args.dtype, args.rows, args.budgets, args.sweep, args.seconds_limit, args.note)
+    record = bench_kernels(settings, device)
+    if args.json:
+        print(json.dumps(record))
+        return 0
+    print(layer_table(record["shapes"]), fit_table(record["shapes"]), sep="\n\n")
+    if record["targets"]["list"]:
+        print("", target_lines(record["targets"]["list"]), sep="\n")
+    return 0

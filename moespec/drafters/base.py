@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -13,10 +13,21 @@ from moespec.types import DraftTree
 
 @dataclass(frozen=True)
 class DraftContext:
-    """What a proposal starts from: all committed token ids (the last one is the root) and the tree asked for."""
+    """What a proposal starts from: all committed token ids (the last one is the root) and the tree asked for.
+
+    `max_depth`: a deeper path would be verified for nothing, since not so much may still be written.
+    """
 
     token_ids: list[int]
     tree: TreeConfig
+    max_depth: int | None = None
+
+    @property
+    def bounded_tree(self) -> TreeConfig:
+        """The tree asked for, no deeper than is of use."""
+        if self.max_depth is None or self.max_depth >= self.tree.depth:
+            return self.tree
+        return replace(self.tree, depth=self.max_depth)
 
 
 class Drafter(Protocol):

@@ -26,6 +26,8 @@ from moespec.types import DraftTree
 class CompiledPass:
     """A `HeadPass`."""
 
+    has_fixed_shape = False
+
     def __init__(self, head: Eagle3Head, max_context: int) -> None:
         self._kernels: Any = load_kernels()
         layer, config = head.midlayer, head.config

@@ -13,7 +13,9 @@ from moespec.drafters.base import DraftContext
 from moespec.drafters.compiled_pass import CompiledPass
 from moespec.drafters.head import Eagle3Head
 from moespec.drafters.passes import HeadPass
+from moespec.drafters.static_pass import StaticPass
 from moespec.drafters.torch_pass import TorchPass
+from moespec.graph import Graphs
 from moespec.lean import MAX_HIDDEN_SIZE
 from moespec.native import load_kernels
 from moespec.tree import root_only
@@ -50,7 +52,8 @@ class Eagle3Drafter:
         root = context.token_ids[-1]
         if context.tree.total_tokens == 1:
             return root_only(root, self._device)
-        return self._pass.grow(self._catch_up(context.token_ids), self._length, root, context.tree)
+        tree = context.tree if self._pass.has_fixed_shape else context.bounded_tree
+        return self._pass.grow(self._catch_up(context.token_ids), self._length, root, tree)
 
     def _catch_up(self, token_ids: list[int]) -> Tensor:
         """Run the head over the pending pairs; the state [1, D] after the last, which predicts the root's children."""
@@ -62,8 +65,11 @@ class Eagle3Drafter:
         return state_1D
 
 
-def make_pass(head: Eagle3Head, max_context: int) -> HeadPass:
-    """Compiled, on weights quantized to int8, for small fp32 heads on the CPU; torch's operations for all others."""
+def make_pass(head: Eagle3Head, max_context: int, graphs: Graphs | None = None) -> HeadPass:
+    """In steps of fixed shape, replayed as CUDA graphs, on a GPU; for small fp32 heads on the CPU compiled, on weights
+    quantized to int8; on torch's operations for all others."""
     weight = head.fc.weight
-    small = weight.device.type == "cpu" and weight.dtype == torch.float32 and head.config.hidden_size <= MAX_HIDDEN_SIZE
+    if weight.device.type == "cuda":
+        return StaticPass(head, max_context, graphs or Graphs(weight.device))
+    small = weight.dtype == torch.float32 and head.config.hidden_size <= MAX_HIDDEN_SIZE
     return CompiledPass(head, max_context) if small and load_kernels() is not None else TorchPass(head, max_context)

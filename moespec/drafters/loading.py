@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moespec.drafters.base import Drafter
-from moespec.drafters.eagle3 import Eagle3Drafter
+from moespec.drafters.eagle3 import Eagle3Drafter, make_pass
 from moespec.drafters.head import load_head
 from moespec.drafters.ngram import NgramDrafter
 from moespec.target import Target
@@ -62,4 +62,4 @@ def load_eagle3(folder: Path, target: Target) -> Eagle3Drafter:
     head = head.to(target.device, target.dtype)
     own = embeddings.detach() if head.embeddings is None else head.embeddings
     head.embeddings = own.to(target.device, target.dtype)
-    return Eagle3Drafter(head, target.max_context)
+    return Eagle3Drafter(head, target.max_context, make_pass(head, target.max_context, target.graphs))

@@ -31,11 +31,12 @@ class NgramDrafter:
     def propose(self, context: DraftContext) -> DraftTree:
         """A chain of at most min(depth, total_tokens - 1) tokens; just the root if nothing matches."""
         ids = context.token_ids
-        limit = min(context.tree.depth, context.tree.total_tokens - 1)
+        tree = context.bounded_tree
+        limit = min(tree.depth, tree.total_tokens - 1)
         for size in range(min(self._max_ngram, len(ids) - 1), 0, -1):
             ends = _match_ends(ids, size)
             if ends and limit:
-                tokens, logp = _continuation(ids, ends, limit, context.tree.min_path_p)
+                tokens, logp = _continuation(ids, ends, limit, tree.min_path_p)
                 return chain(ids[-1], tokens, logp, self._device)
         return root_only(ids[-1], self._device)
 

@@ -19,7 +19,9 @@ INITIAL_CAPACITY = 512  # positions; doubled when needed
 
 
 class HeadPass(Protocol):
-    """What drafting needs of a head."""
+    """What drafting needs of a head. `has_fixed_shape`: every other shape of a tree has to be prepared, at a cost."""
+
+    has_fixed_shape: bool
 
     def extend(self, tokens: list[int], features_NF: Tensor, start: int) -> Tensor:
         """Run over the committed pairs (features of a position, token behind it) from position `start` on and keep
@@ -36,12 +38,13 @@ class KeysAndValues:
 
     def __init__(self, head: Eagle3Head) -> None:
         config, weight = head.config, head.fc.weight
-        self.stored = weight.new_empty(2, config.num_key_value_heads, INITIAL_CAPACITY, config.head_dim)
+        # Zeros: where a pass sees all that is stored, a weight of 0 does not silence a NaN.
+        self.stored = weight.new_zeros(2, config.num_key_value_heads, INITIAL_CAPACITY, config.head_dim)
 
     def reserve(self, length: int) -> None:
         capacity = self.stored.shape[2]
         if length > capacity:
-            grown = self.stored.new_empty(*self.stored.shape[:2], max(2 * capacity, length), self.stored.shape[3])
+            grown = self.stored.new_zeros(*self.stored.shape[:2], max(2 * capacity, length), self.stored.shape[3])
             grown[:, :, :capacity] = self.stored
             self.stored = grown
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +10,96 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moespec.config import TreeConfig
-from moespec.dense import PackedLinear
+from moespec.dense import PackedLinear, masked_attention
 from moespec.drafters.head import Eagle3Head, apply_rotary
 from moespec.drafters.passes import KeysAndValues, rope_table
 from moespec.tree import Best, Frontier, grow_tree, num_asked
 from moespec.types import DraftTree
+
+# Takes the rows' own keys and values [heads, N, d]; returns all that they see, [2, heads, M, d].
+Store = Callable[[Tensor, Tensor], Tensor]
+
+
+class HeadLayer:
+    """The head's one layer and its output on raw weights. Letters as in `passes.py`; M keys."""
+
+    def __init__(self, head: Eagle3Head, max_context: int) -> None:
+        attention, mlp = head.midlayer.self_attn, head.midlayer.mlp
+        self.head, self._config = head, head.config
+        self._qkv = PackedLinear(_joined(attention.q_proj, attention.k_proj, attention.v_proj))
+        self._gate_up = PackedLinear(_joined(mlp.gate_proj, mlp.up_proj))
+        self._down, self._lm_head = PackedLinear(mlp.down_proj.weight), PackedLinear(head.lm_head.weight)
+        self._cos, self._sin = rope_table(head, max_context)
+        self._attend = masked_attention(head.fc.weight.device)
+        self.vocab_map = head.draft_ids()
+
+    def states(
+        self, tokens_N: Tensor, positions_N: Tensor, hidden_ND: Tensor, store: Store, mask_NM: Tensor | None
+    ) -> Tensor:
+        """States h_out [N, D] of rows with g `hidden_ND`; `mask_NM` is additive, None where a row sees all keys."""
+        layer, config, num_rows = self.head.midlayer, self._config, len(tokens_N)
+        normed_ND = self._norm(hidden_ND, layer.hidden_norm)
+        embeds_ND = self._norm(self.head.embed(tokens_N), layer.input_layernorm)
+        qkv_NX = self._qkv(torch.cat([embeds_ND, normed_ND], dim=-1))
+        num_q, num_kv = config.num_attention_heads, config.num_key_value_heads
+        qkv_HNd = qkv_NX.view(num_rows, num_q + 2 * num_kv, config.head_dim).transpose(0, 1)
+        cos_Nd, sin_Nd = self._cos[positions_N], self._sin[positions_N]
+        rotated_HNd = apply_rotary(qkv_HNd[: num_q + num_kv], cos_Nd, sin_Nd)
+        keys, values = store(rotated_HNd[num_q:], qkv_HNd[num_q + num_kv :])
+        mask = None if mask_NM is None else mask_NM[None, None]
+        attended, _ = self._attend(None, rotated_HNd[None, :num_q], keys[None], values[None], mask)
+        residual_ND = normed_ND if config.norm_before_residual else hidden_ND
+        residual_ND = residual_ND + F.linear(attended.reshape(num_rows, -1), layer.self_attn.o_proj.weight)
+        gate_NI, up_NI = self._gate_up(self._norm(residual_ND, layer.post_attention_layernorm)).chunk(2, dim=-1)
+        return residual_ND + self._down(F.silu(gate_NI) * up_NI)
+
+    def best(self, states_ND: Tensor, num_best: int) -> Best:
+        """The likeliest next draft tokens; no temperature: children are a top-k set."""
+        logp_NV = self._lm_head(self._norm(states_ND, self.head.norm)).float().log_softmax(dim=-1)
+        found = logp_NV.topk(min(num_best, logp_NV.shape[-1]), dim=-1)
+        return found.indices, found.values
+
+    def next_hidden(self, states_ND: Tensor) -> Tensor:
+        """What the next draft step reads as g: the state itself, or its norm for heads of the 3.1 kind."""
+        return self._norm(states_ND, self.head.norm) if self._config.norm_output else states_ND
+
+    def _norm(self, x_ND: Tensor, norm: torch.nn.RMSNorm) -> Tensor:
+        return F.rms_norm(x_ND, x_ND.shape[-1:], norm.weight, self._config.rms_norm_eps)
+
+
+class TorchPass:
+    """A `HeadPass` whose rows and keys are as many as there are."""
+
+    has_fixed_shape = False
+
+    def __init__(self, head: Eagle3Head, max_context: int) -> None:
+        self._layer = HeadLayer(head, max_context)
+        self.kv = KeysAndValues(head)
+
+    def extend(self, tokens: list[int], features_NF: Tensor, start: int) -> Tensor:
+        head = self._layer.head
+        like = head.fc.weight
+        tokens_N = torch.tensor(tokens, device=like.device)
+        positions_N = torch.arange(start, start + len(tokens), device=like.device)
+        hidden_ND = head.fuse(features_NF.to(like.dtype))
+        return self.run(Rows(tokens_N, positions_N, hidden_ND, start, start))[-1:]
+
+    def run(self, rows: Rows) -> Tensor:
+        """States h_out [N, D]."""
+        start, end = rows.start, rows.start + len(rows.tokens_N)
+        self.kv.reserve(end)
+
+        def store(keys_HNd: Tensor, values_HNd: Tensor) -> Tensor:
+            self.kv.stored[0, :, start:end], self.kv.stored[1, :, start:end] = keys_HNd, values_HNd
+            return self.kv.stored[:, :, :end]
+
+        mask_NM = _additive_mask(rows, end)
+        return self._layer.states(rows.tokens_N, rows.positions_N, rows.hidden_ND, store, mask_NM)
+
+    def grow(self, state_1D: Tensor, length: int, root: int, config: TreeConfig) -> DraftTree:
+        num_best = num_asked(config)
+        scorer = _TreeScorer(self, self._layer, state_1D, length, num_best)
+        return grow_tree(self._layer.best(state_1D, num_best), scorer, root, config, self._layer.vocab_map)
 
 
 @dataclass(frozen=True)
@@ -34,103 +120,42 @@ class Rows:
     seen_NM: Tensor | None = None
 
 
-class TorchPass:
-    """A `HeadPass`."""
-
-    def __init__(self, head: Eagle3Head, max_context: int) -> None:
-        attention, mlp = head.midlayer.self_attn, head.midlayer.mlp
-        self._head, self._config = head, head.config
-        self._qkv = PackedLinear(_joined(attention.q_proj, attention.k_proj, attention.v_proj))
-        self._gate_up = PackedLinear(_joined(mlp.gate_proj, mlp.up_proj))
-        self._down, self._lm_head = PackedLinear(mlp.down_proj.weight), PackedLinear(head.lm_head.weight)
-        self._cos, self._sin = rope_table(head, max_context)
-        self._vocab_map = head.draft_ids()
-        self._kv = KeysAndValues(head)
-
-    def extend(self, tokens: list[int], features_NF: Tensor, start: int) -> Tensor:
-        like = self._head.fc.weight
-        tokens_N = torch.tensor(tokens, device=like.device)
-        positions_N = torch.arange(start, start + len(tokens), device=like.device)
-        hidden_ND = self._head.fuse(features_NF.to(like.dtype))
-        return self.run(Rows(tokens_N, positions_N, hidden_ND, start, start))[-1:]
-
-    def run(self, rows: Rows) -> Tensor:
-        """States h_out [N, D]."""
-        layer, config, hidden_ND = self._head.midlayer, self._config, rows.hidden_ND
-        start, num_rows = rows.start, len(rows.tokens_N)
-        end = start + num_rows
-        self._kv.reserve(end)
-        normed_ND = self._norm(hidden_ND, layer.hidden_norm)
-        embeds_ND = self._norm(self._head.embed(rows.tokens_N), layer.input_layernorm)
-        qkv_NX = self._qkv(torch.cat([embeds_ND, normed_ND], dim=-1))
-        num_q, num_kv = config.num_attention_heads, config.num_key_value_heads
-        qkv_HNd = qkv_NX.view(num_rows, num_q + 2 * num_kv, config.head_dim).transpose(0, 1)
-        cos_Nd, sin_Nd = self._cos[rows.positions_N], self._sin[rows.positions_N]
-        rotated_HNd = apply_rotary(qkv_HNd[: num_q + num_kv], cos_Nd, sin_Nd)
-        stored = self._kv.stored
-        stored[0, :, start:end], stored[1, :, start:end] = rotated_HNd[num_q:], qkv_HNd[num_q + num_kv :]
-        attended_HNd = F.scaled_dot_product_attention(
-            rotated_HNd[None, :num_q],
-            stored[None, 0, :, :end],
-            stored[None, 1, :, :end],
-            attn_mask=_additive_mask(rows, end),
-            enable_gqa=num_q != num_kv,
-        )[0]
-        residual_ND = normed_ND if config.norm_before_residual else hidden_ND
-        attended_NX = attended_HNd.transpose(0, 1).reshape(num_rows, -1)
-        residual_ND = residual_ND + F.linear(attended_NX, layer.self_attn.o_proj.weight)
-        gate_NI, up_NI = self._gate_up(self._norm(residual_ND, layer.post_attention_layernorm)).chunk(2, dim=-1)
-        return residual_ND + self._down(F.silu(gate_NI) * up_NI)
-
-    def grow(self, state_1D: Tensor, length: int, root: int, config: TreeConfig) -> DraftTree:
-        scorer = _TreeScorer(self, state_1D, length, num_asked(config))
-        return grow_tree(self.best(state_1D, num_asked(config)), scorer, root, config, self._vocab_map)
-
-    def best(self, states_ND: Tensor, num_best: int) -> Best:
-        """The likeliest next draft tokens; no temperature: children are a top-k set."""
-        logp_NV = self._lm_head(self._norm(states_ND, self._head.norm)).float().log_softmax(dim=-1)
-        found = logp_NV.topk(min(num_best, logp_NV.shape[-1]), dim=-1)
-        return found.indices, found.values
-
-    def next_hidden(self, states_ND: Tensor) -> Tensor:
-        """What the next draft step reads as g: the state itself, or its norm for heads of the 3.1 kind."""
-        return self._norm(states_ND, self._head.norm) if self._config.norm_output else states_ND
-
-    def _norm(self, x_ND: Tensor, norm: torch.nn.RMSNorm) -> Tensor:
-        return F.rms_norm(x_ND, x_ND.shape[-1:], norm.weight, self._config.rms_norm_eps)
-
-
 class _TreeScorer:
     """Scores the frontier of a growing tree; the rows' keys lie behind the committed ones and are discarded after."""
 
-    def __init__(self, head_pass: TorchPass, root_state_1D: Tensor, length: int, num_best: int) -> None:
-        self._pass, self._states_ND, self._length, self._num_best = head_pass, root_state_1D, length, num_best
+    def __init__(
+        self, head_pass: TorchPass, layer: HeadLayer, root_state_1D: Tensor, length: int, num_best: int
+    ) -> None:
+        self._pass, self._layer = head_pass, layer
+        self._states_ND, self._length, self._num_best = root_state_1D, length, num_best
         self._seen_NR = torch.zeros(1, 0, dtype=torch.bool, device=root_state_1D.device)  # of the previous call's rows
 
     def __call__(self, frontier: Frontier) -> Best:
         num_rows, num_before, device = len(frontier.tokens_N), self._seen_NR.shape[1], frontier.tokens_N.device
-        hidden_ND = self._pass.next_hidden(self._states_ND)[frontier.parents_N]
-        own_NN = torch.eye(num_rows, dtype=torch.bool, device=device)
-        self._seen_NR = torch.cat([self._seen_NR[frontier.parents_N], own_NN], dim=1)
+        hidden_ND = self._layer.next_hidden(self._states_ND)[frontier.parents_N]
+        self._seen_NR = seen_below(self._seen_NR, frontier)
         # The root's row has position length - 1, so its children have position length, equal for siblings.
         positions_N = torch.full((num_rows,), self._length + frontier.level - 1, device=device)
         start = self._length + num_before
         rows = Rows(frontier.tokens_N, positions_N, hidden_ND, start, self._length, self._seen_NR)
         self._states_ND = self._pass.run(rows)
-        return self._pass.best(self._states_ND, self._num_best)
+        return self._layer.best(self._states_ND, self._num_best)
+
+
+def seen_below(seen_NR: Tensor, frontier: Frontier) -> Tensor:
+    """bool: which of the tree's own rows the frontier's see, of what those above saw: these, and each itself."""
+    own_NN = torch.eye(len(frontier.tokens_N), dtype=torch.bool, device=seen_NR.device)
+    return torch.cat([seen_NR[frontier.parents_N], own_NN], dim=1)
 
 
 def _additive_mask(rows: Rows, num_keys: int) -> Tensor | None:
     num_rows, like = len(rows.tokens_N), rows.hidden_ND
     minimum = torch.finfo(like.dtype).min
     if rows.seen_NM is None:
-        if num_rows == 1:
-            return None
-        mask_NS = like.new_full((num_rows, num_keys), minimum).triu(num_keys - num_rows + 1)
-    else:
-        mask_NS = like.new_zeros(num_rows, num_keys)
-        mask_NS[:, rows.num_free :].masked_fill_(~rows.seen_NM, minimum)
-    return mask_NS[None, None]
+        return None if num_rows == 1 else like.new_full((num_rows, num_keys), minimum).triu(num_keys - num_rows + 1)
+    mask_NS = like.new_zeros(num_rows, num_keys)
+    mask_NS[:, rows.num_free :].masked_fill_(~rows.seen_NM, minimum)
+    return mask_NS
 
 
 def _joined(*layers: torch.nn.Linear) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from moespec.bench.arms import OUR_SCORE, Arm, parse_arm
-from moespec.bench.cli import checked_out_commit
+from moespec.bench.machine import checked_out_commit
 from moespec.config import BudgetConfig, GenerationConfig
 from moespec.drafters.eagle3 import Eagle3Drafter
 from moespec.engine import Engine

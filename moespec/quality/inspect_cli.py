@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from moespec.bench.cli import checked_out_commit
+from moespec.bench.machine import checked_out_commit
 from moespec.engine import Engine, EngineInfo
 from moespec.quality.specialisation import DEFAULT_TREE, MASS_SHARE, DomainFigures, Specialisation, measure
 from moespec.quality.trials import TEXTS, read_texts

@@ -116,7 +116,7 @@ def packed_experts(engine: Engine) -> list[PackedExperts]:
     target = engine.target
     if target.is_compiled:
         return [layer.experts for layer in target._lean._layers]
-    return [target._experts_function._weights[moe.experts][1] for moe in target.moe_layers]
+    return [target.backend._run._weights[moe.experts][1] for moe in target.moe_layers]
 
 
 @pytest.mark.parametrize("how", ["no plan names", "truncation drops"])

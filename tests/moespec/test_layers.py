@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from moespec import Engine, GenerationConfig
-from moespec.dense import MIN_PACKED_SIZE, PackedLinear, grouped_attention
+from moespec.backends import choose_backend
+from moespec.dense import MIN_PACKED_SIZE, PackedLinear, folded_attention, grouped_attention
 from moespec.experts import CpuExperts, reference_experts
+from moespec.packed_copy import packed, unpacked
 from moespec.target import Target
 from tests.conftest import VOCAB, tiny_model
 
@@ -60,11 +64,12 @@ def test_a_packed_layer_is_the_layer(size, with_bias):
     torch.testing.assert_close(PackedLinear(weight, bias)(x_ND).double(), expected, atol=1e-3, rtol=1e-4)
 
 
-def test_grouped_attention_is_attention():
+@pytest.mark.parametrize("attention", [grouped_attention, folded_attention])
+def test_masked_attention_is_attention(attention):
     query, key, value = torch.randn(1, 6, 4, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
     mask = torch.zeros(1, 1, 4, 9).masked_fill(torch.rand(1, 1, 4, 9) < 0.4, torch.finfo(torch.float32).min)
     mask[..., 0] = 0
-    out, _ = grouped_attention(None, query, key, value, mask, scaling=0.3)
+    out, _ = attention(None, query, key, value, mask, scaling=0.3)
     for head in range(6):
         scores = query[0, head].double() @ key[0, head // 3].double().T * 0.3 + mask[0, 0].double()
         expected = scores.softmax(-1) @ value[0, head // 3].double()
@@ -94,3 +99,40 @@ def test_close_gives_every_layer_its_forward_back():
     assert "forward" in vars(model.lm_head)
     target.close()
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_what_is_packed_for_one_copy_comes_apart_again():
+    tensors = [
+        torch.tensor([True, False, True]),  # three bytes: what follows must begin at its own alignment
+        torch.arange(5),
+        torch.randn(2, 3),
+        torch.randn(4).bfloat16(),
+        torch.tensor(7),
+        torch.empty(0, 4),
+    ]
+    for actual, expected in zip(unpacked(packed(tensors), tensors), tensors, strict=True):
+        assert actual.dtype == expected.dtype
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "sentence"),
+    [
+        ("fast", "cpu", "backend='fast' is not one of auto, reference, cpu, triton."),
+        ("triton", "cpu", "backend='triton' cannot run: cpu has no Triton kernels."),
+        ("cpu", "meta", "backend='cpu' cannot run: the model is on meta."),
+    ],
+)
+def test_a_backend_that_cannot_run_is_refused(wanted, device, sentence):
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        choose_backend(wanted, torch.device(device), [experts_module("olmoe")])
+
+
+@pytest.mark.parametrize(("wanted", "name"), [("auto", "cpu"), ("cpu", "cpu"), ("reference", "reference")])
+def test_a_backend_says_why_it_runs(family, wanted, name):
+    engine = Engine.from_model(tiny_model(family), backend=wanted)
+    assert engine.info.backend == name
+    assert engine.info.backend_reason
+    expected = tiny_model(family).generate(torch.tensor([[3, 1, 4]]), do_sample=False, max_new_tokens=6)[0, 3:].tolist()
+    generation = GenerationConfig(max_new_tokens=6, ignore_eos=True)
+    assert [*engine.generate([3, 1, 4], generation)][-1].summary.token_ids == expected

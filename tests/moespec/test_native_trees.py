@@ -1,4 +1,4 @@
-"""The compiled draft pass against torch's, tree for tree, and what must hold where candidates are equally likely."""
+"""The compiled and the fixed-shape draft pass against torch's, tree for tree; what holds for equally likely ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 from moespec import DraftContext, DraftTree, TreeConfig
 from moespec.drafters.compiled_pass import CompiledPass
 from moespec.drafters.eagle3 import Eagle3Drafter, make_pass
+from moespec.drafters.static_pass import StaticPass
 from moespec.drafters.torch_pass import TorchPass
+from moespec.graph import Graphs
 from moespec.native import load_kernels
 from moespec.tree import grow_tree
 from tests.moespec.test_eagle3 import VOCAB, tiny_head
@@ -42,9 +44,20 @@ def assert_same_tree(actual: DraftTree, expected: DraftTree) -> None:
         torch.testing.assert_close(getattr(actual, name), getattr(expected, name), atol=1e-4, rtol=1e-4)
 
 
-def drafter_pair(options: dict, max_context: int = 64) -> list[Eagle3Drafter]:
+def static_pass(head, max_context: int) -> StaticPass:
+    return StaticPass(head, max_context, Graphs(torch.device("cpu")))
+
+
+def drafter_pair(kind, options: dict, max_context: int = 64) -> list[Eagle3Drafter]:
     head = head_of(options)
-    return [Eagle3Drafter(head, max_context, kind(head, max_context)) for kind in (CompiledPass, TorchPass)]
+    return [Eagle3Drafter(head, max_context, make(head, max_context)) for make in (kind, TorchPass)]
+
+
+def without_padding(tree: DraftTree) -> DraftTree:
+    return tree if tree.num_valid is None else tree.first_rows(int(tree.num_valid))
+
+
+both_kinds = pytest.mark.parametrize("kind", [CompiledPass, static_pass], ids=["compiled", "static"])
 
 
 HEADS = [
@@ -65,33 +78,36 @@ TREES = [
 ]
 
 
+@both_kinds
 @pytest.mark.parametrize("options", HEADS, ids=str)
 @pytest.mark.parametrize("config", TREES, ids=str)
-def test_the_compiled_pass_drafts_the_same_tree(options, config):
+def test_a_pass_drafts_the_same_tree(kind, options, config):
     token_ids, features_NF = torch.randint(0, VOCAB, (15,)).tolist(), torch.randn(14, 48)
     trees: list[list[DraftTree]] = []
-    for drafter in drafter_pair(options):
+    for drafter in drafter_pair(kind, options):
         drafter.observe(features_NF[:4])  # in two parts, as after two steps
         drafter.observe(features_NF[4:9])
-        first = drafter.propose(DraftContext(token_ids[:10], config))
+        first = without_padding(drafter.propose(DraftContext(token_ids[:10], config)))
         drafter.observe(features_NF[9:12])  # behind keys of the first tree
-        second = drafter.propose(DraftContext(token_ids[:13], config))
+        second = without_padding(drafter.propose(DraftContext(token_ids[:13], config)))
         drafter.truncate(5)
         drafter.observe(features_NF[9:])
-        trees.append([first, second, drafter.propose(DraftContext(token_ids[:5] + token_ids[9:], config))])
+        third = without_padding(drafter.propose(DraftContext(token_ids[:5] + token_ids[9:], config)))
+        trees.append([first, second, third])
     for actual, expected in zip(*trees, strict=True):
         assert_same_tree(actual, expected)
     assert len({tuple(tree.draft_logp_T.tolist()) for tree in trees[0]}) == 3  # the features were read
 
 
-def test_the_compiled_pass_keeps_its_keys_when_they_outgrow_their_place():
+@both_kinds
+def test_a_pass_keeps_its_keys_when_they_outgrow_their_place(kind):
     token_ids, features_NF = torch.randint(0, VOCAB, (521,)).tolist(), torch.randn(520, 48)
     trees = []
-    for drafter in drafter_pair({}, max_context=600):
+    for drafter in drafter_pair(kind, {}, max_context=600):
         drafter.observe(features_NF[:505])
         drafter.propose(DraftContext(token_ids[:506], TreeConfig(depth=8)))  # the tree crosses position 512
         drafter.observe(features_NF[505:])  # and then the text
-        trees.append(drafter.propose(DraftContext(token_ids, TreeConfig())))
+        trees.append(without_padding(drafter.propose(DraftContext(token_ids, TreeConfig()))))
     assert_same_tree(*trees)
 
 
@@ -145,7 +161,7 @@ def test_no_child_comes_without_a_parent_that_is_as_likely(total_tokens):
     assert_whole(compiled)
 
 
-@pytest.mark.parametrize("kind", [CompiledPass, TorchPass])
+@pytest.mark.parametrize("kind", [CompiledPass, TorchPass, static_pass])
 def test_a_certain_head_drafts_a_chain(kind):
     head = head_of({})
     head.lm_head.weight.mul_(1e4)  # one token takes all the probability there is in fp32

@@ -69,7 +69,7 @@ def statistic(counts: Counter) -> float:
 
 def ours(tree: DraftTree, logits_TV: torch.Tensor, position: int, generation: GenerationConfig) -> list[int]:
     best_T = logits_TV.argmax(dim=-1)
-    return verify_tree(tree, choose_tokens(logits_TV, best_T, tree.depths_T, position, generation)).token_ids
+    return verify_tree(tree, choose_tokens(logits_TV, best_T, tree, position, generation)).token_ids
 
 
 def sampled_draft_rule(
