@@ -50,7 +50,5 @@ def check_device(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.device.type != wanted:
             raise ValueError(f"{name} on {tensor.device}: these kernels run on {wanted} tensors.")
-        if wanted == "cuda" and tensor.device.index != torch.cuda.current_device():
-            raise ValueError(f"{name} on {tensor.device}: kernels are launched on cuda:{torch.cuda.current_device()}.")
         if tensor.device != tensors[first].device:
             raise ValueError(f"{name} on {tensor.device} and {first} on {tensors[first].device} are not on one device.")

@@ -5,6 +5,7 @@ Owns the backend "triton", which hands a layer to our kernels. Knows nothing of 
 
 from __future__ import annotations
 
+import logging
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from kernels.lists import ExpertLists
     from kernels.weights import ExpertWeights, Gate
 
+_log = logging.getLogger(__name__)
 BACKENDS = ("auto", "reference", "cpu", "triton")
 
 
@@ -56,6 +58,10 @@ class TritonBackend:
         self._lists: weakref.WeakKeyDictionary[Any, ExpertLists] = weakref.WeakKeyDictionary()
         self._instead: TorchBackend | None = None
 
+    def refresh(self) -> None:
+        """Look at the modules' parameters anew: they were changed."""
+        self._weights.clear()
+
     def expect(self, experts: Any, lists: ExpertLists) -> None:
         """The lists of the plan that this module is called with next: whoever planned has made them already."""
         self._lists[experts] = lists
@@ -71,13 +77,17 @@ class TritonBackend:
             return ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, x_TD, ids_TK, weights_TK)
         if experts not in self._weights:
             self._weights[experts] = expert_weights(experts)
-        try:
+        if lists is not None and lists.weights_TK is weights_TK:
+            # Part of a step of fixed shape: if it fails, whoever runs the step runs all of it another way.
             return moe_experts(x_TD, ids_TK, weights_TK, self._weights[experts], lists)
+        try:
+            return moe_experts(x_TD, ids_TK, weights_TK, self._weights[experts])
         except Exception as error:  # Triton's compiler and driver raise whatever they like
             return self.give_up(error)(experts, x_TD, ids_TK, weights_TK)
 
     def give_up(self, error: Exception) -> TorchBackend:
         """Run without kernels from now on, since one failed with this error."""
+        _log.warning("no Triton kernels from now on", exc_info=error)
         self._instead = TorchBackend("grouped-loop", "")
         self.name = self._instead.name
         self.reason = f"a Triton kernel failed here ({type(error).__name__}: {_first_line(error)})"
@@ -107,6 +117,8 @@ def _no_triton_reason(device: torch.device, all_experts: list[Any]) -> str | Non
         from kernels.experts import unsupported_reason
     except ImportError:
         return "triton is not installed"
+    if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
+        return f"Triton launches on cuda:{torch.cuda.current_device()}, and the model is on {device}"
     for experts in all_experts:
         if _gate_of(experts) is None:
             return f"the activation of {type(experts).__name__} is none that the kernels know"

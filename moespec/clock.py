@@ -9,7 +9,7 @@ import torch
 
 
 class Clock:
-    """Marks points; `ms` tells the time between two of them, once the device has passed the later one."""
+    """Marks points; `ms` waits until the device has passed the later of two and tells the time between them."""
 
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"
@@ -23,4 +23,7 @@ class Clock:
         return event
 
     def ms(self, earlier: Any, later: Any) -> float:
-        return earlier.elapsed_time(later) if self._is_cuda else (later - earlier) * 1e3
+        if not self._is_cuda:
+            return (later - earlier) * 1e3
+        later.synchronize()
+        return earlier.elapsed_time(later)

@@ -79,6 +79,12 @@ def masked_attention(device: torch.device) -> Callable[..., tuple[Tensor, None]]
     return grouped_attention if device.type == "cpu" else folded_attention
 
 
+def hidden_value(dtype: torch.dtype) -> float:
+    """What an additive mask adds where nothing is to be seen: not the least number, which kernels that scale their
+    scores to powers of two turn into minus infinity, and a tile of nothing else into NaN."""
+    return torch.finfo(dtype).min / 2
+
+
 class TreeMask:
     """The additive attention mask of a step: zeros kept between steps, only the tree's own block is written."""
 
@@ -94,7 +100,7 @@ class TreeMask:
         view = self._zeros[:, :, :num_rows, :end]
         block = view[0, 0, :, prefix:]
         # Additive, because a boolean mask is silently wrong in eager attention.
-        block.masked_fill_(~seen_TT, torch.finfo(view.dtype).min)
+        block.masked_fill_(~seen_TT, hidden_value(view.dtype))
         try:
             yield view
         finally:

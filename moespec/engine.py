@@ -188,6 +188,7 @@ class Engine:
             self._owner = threading.get_ident()
             if self.target.refresh():
                 self.forget()
+                self.verifier.forget_captures()
             conversation = self._conversation or self._new_conversation()
             # Kept again only if no step fails half-way; between two steps it is always consistent.
             self._conversation = None

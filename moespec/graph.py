@@ -6,12 +6,14 @@ what they compute.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
 NUM_WARM_UPS = 2  # compile the kernels, let libraries make their workspaces: neither can be captured
+_log = logging.getLogger(__name__)
 
 Outputs = TypeVar("Outputs")
 
@@ -21,29 +23,33 @@ class Graphs:
 
     def __init__(self, device: torch.device) -> None:
         self.reason: str | None = None if device.type == "cuda" else f"there are no graphs on {device.type}"
-        self._device = device
-        self._pool = torch.cuda.graph_pool_handle() if self.reason is None else None
+        # One for all: a library's workspace is made anew for each stream.
+        self._side = torch.cuda.Stream(device) if self.reason is None else None
 
     def capture(self, function: Callable[[], Outputs]) -> Callable[[], Outputs]:
         """A function that does the same on the same buffers with one launch, and returns the same tensors each time.
 
         It must not ask the device for anything; a failed capture ends all later ones, for what it left is not known.
+        Every graph has its own memory: in a shared pool one's outputs may lie where another computes.
         """
-        if self.reason is not None:
+        if self.reason is not None or self._side is None:
             return function
+        before = torch.cuda.current_stream()
+        self._side.wait_stream(before)
+        with torch.cuda.stream(self._side):
+            for _ in range(NUM_WARM_UPS):
+                function()
+        before.wait_stream(self._side)
         graph = torch.cuda.CUDAGraph()
         try:
-            side = torch.cuda.Stream(self._device)
-            side.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(side):
-                for _ in range(NUM_WARM_UPS):
-                    function()
-            torch.cuda.current_stream(self._device).wait_stream(side)
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Of this thread's calls alone: another's, such as a page's, must not void it.
+            with torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"):
                 outputs = function()
         except RuntimeError as error:  # what torch raises for an operation that cannot be captured
             self.reason = f"a step could not be captured ({str(error).splitlines()[0]})"
-            torch.cuda.synchronize(self._device)
+            _log.warning("no CUDA graphs from now on: %s", self.reason, exc_info=error)
+            torch.cuda.set_stream(before)
+            torch.cuda.synchronize()
             return function
 
         def replay() -> Outputs:

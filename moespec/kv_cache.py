@@ -17,6 +17,7 @@ from moespec.hf import Cache, CacheLayerMixin
 from moespec.native import kernels_for
 
 INITIAL_CAPACITY = 512  # positions; a short chat never grows
+ALIGNED = 64  # positions; fused attention wants rows of a mask to begin at multiples of 16 bytes
 
 
 class TreeCacheLayer(CacheLayerMixin):
@@ -101,7 +102,7 @@ class TreeCache(Cache):
     def __init__(self, num_layers: int) -> None:
         super().__init__(layers=[TreeCacheLayer(self) for _ in range(num_layers)])
         self.rows_T: Tensor | None = None
-        self._table: tuple[int, Tensor | None] | None = None
+        self._table: tuple[tuple[int, ...], Tensor | None] | None = None
 
     @property
     def length(self) -> int:
@@ -166,7 +167,7 @@ class TreeCache(Cache):
 
     def _address_table(self) -> Tensor | None:
         """Where all layers' keys and values lie, for one launch over all of them; None where they are not alike."""
-        storage = self.layers[0].keys.data_ptr()
+        storage = tuple(layer.keys.data_ptr() for layer in self.layers)
         if self._table is None or self._table[0] != storage:
             from kernels.keep_rows import address_table, are_alike
 
@@ -178,7 +179,8 @@ class TreeCache(Cache):
 def _empty(shape: tuple[int, ...], capacity: int, like: Tensor) -> Tensor:
     # Zeros: where a step sees all that is stored, a weight of 0 does not silence a NaN.
     batch, heads, num_rows, head_dim = shape
-    return like.new_zeros(batch, heads, max(capacity, num_rows), head_dim)
+    size = -(-max(capacity, num_rows) // ALIGNED) * ALIGNED
+    return like.new_zeros(batch, heads, size, head_dim)
 
 
 def _grown(stored: Tensor, length: int, needed: int) -> Tensor:

@@ -55,7 +55,7 @@ class TreeOpinions:
         top, total_T1 = logits_TV.topk(num_best, dim=-1), logits_TV.float().logsumexp(dim=-1, keepdim=True)
         up_T = parents_T.clamp(min=0)
         node_logp_T = logits_TV[up_T, tokens_T].float() - total_T1[up_T, 0]
-        node_logp_T[0] = 0
+        node_logp_T[:1].zero_()
         return [logits_TV.argmax(dim=-1), top.indices, top.values.float() - total_T1, node_logp_T]
 
 

@@ -15,19 +15,24 @@ import torch
 from torch import Tensor
 
 from moespec.backends import TritonBackend
-from moespec.budget import MoESpec, row_weights
-from moespec.counts import count_tensors
+from moespec.budget import MoESpec
+from moespec.config import ROW_WEIGHTS
+from moespec.counts import RoutingCounts, count_tensors
+from moespec.dense import hidden_value
 from moespec.kv_cache import TreeCache
+from moespec.packed_copy import packed, unpacked
 from moespec.routing import FAMILIES, RouterOutput
 from moespec.sampling import TreeOpinions
 from moespec.step_router import StepRouting
-from moespec.types import DraftTree, ExpertPlan, TreeContext
+from moespec.tree import NUM_ALTERNATIVES
+from moespec.types import DraftTree, ExpertPlan
 
 if TYPE_CHECKING:
     from kernels.select import Selection, Settings
     from moespec.target import Target
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64)  # rows
+NUM_TREE_PARTS = 8  # of what is said, `num_valid` the first
 
 
 def unsupported_reason(target: Target) -> str | None:
@@ -44,82 +49,121 @@ def unsupported_reason(target: Target) -> str | None:
 class StaticOutputs:
     """What a step leaves on the device; the next run of the same step overwrites it.
 
-    counts: see `counts.count_tensors`; of padded rows nothing means anything.
+    said      what the host wants to know: `num_valid` and the buffers' tree, its `TreeOpinions.tensors`, the step's
+              `counts.count_tensors`; rows behind `num_valid` mean nothing
+    packed    the same as one tensor of bytes
     """
 
     logits_TV: Tensor
     features_TF: Tensor | None
-    opinions: list[Tensor]  # best_T, top_ids_TA, top_logp_TA, node_logp_T
-    counts: list[Tensor]
+    said: list[Tensor]
+    packed: Tensor
+
+    def on_host(self) -> tuple[DraftTree, list[Tensor], RoutingCounts]:
+        """The tree without padding, the opinions of its rows, the counts: in one copy."""
+        return read_said(unpacked(self.packed.cpu(), self.said))
+
+
+def read_said(said: list[Tensor]) -> tuple[DraftTree, list[Tensor], RoutingCounts]:
+    """What was said, on the host; see `StaticOutputs`."""
+    num_valid = int(said[0])
+    tokens_T, parents_T, depths_T, draft_logp_T, mask_TT, alt_ids_TA, alt_logp_TA = said[1:NUM_TREE_PARTS]
+    whole = DraftTree(tokens_T, parents_T, depths_T, draft_logp_T, mask_TT, alt_ids_TA, alt_logp_TA)
+    tree = whole.first_rows(num_valid)
+    opinions, counts = said[NUM_TREE_PARTS : NUM_TREE_PARTS + 4], said[NUM_TREE_PARTS + 4 :]
+    return tree, [part[:num_valid] for part in opinions], RoutingCounts.of(counts).first_rows(num_valid)
 
 
 class StaticStep:
     """Steps of one target with a fixed number of rows on a cache whose storage does not move."""
 
     def __init__(self, target: Target, num_rows: int, cache: TreeCache) -> None:
-        from kernels.select import Settings
-
         self._target, self._cache, self._num_rows = target, cache, num_rows
         device = target.device
         self._rows_T = torch.arange(num_rows, device=device)
         self._positions_S = torch.arange(cache.capacity, device=device)
-        self._tokens_T, self._depths_T, self._parents_T = (torch.zeros_like(self._rows_T) for _ in range(3))
-        self._seen_TT = torch.zeros(num_rows, num_rows, dtype=torch.bool, device=device)
-        self._row_weights_T = torch.ones(num_rows, device=device)
-        self._prefix_1 = torch.zeros(1, dtype=torch.int64, device=device)
-        self._settings: Settings = Settings.on(device, num_rows, target.num_experts)
+        self._own_TT = torch.eye(num_rows, dtype=torch.bool, device=device)
+        self._tree = DraftTree(
+            tokens_T=torch.zeros_like(self._rows_T),
+            parents_T=torch.zeros_like(self._rows_T),
+            depths_T=torch.zeros_like(self._rows_T),
+            draft_logp_T=torch.zeros(num_rows, device=device),
+            mask_TT=torch.zeros_like(self._own_TT),
+            alt_ids_TA=torch.full((num_rows, NUM_ALTERNATIVES), -1, device=device),
+            alt_logp_TA=torch.zeros(num_rows, NUM_ALTERNATIVES, device=device),
+            num_valid=torch.zeros((), dtype=torch.int64, device=device),
+        )
+        # Whole numbers are exact in fp64. Pinned, so that the copy waits for nothing.
+        self._numbers = torch.zeros(len(_numbers(0, None, 0)), dtype=torch.float64, device=device)
 
     def fill(self, tree: DraftTree, prefix: int, policy: MoESpec | None) -> None:
         """The next step's tree behind `prefix` positions, and its policy. Fewer rows than the step has are padded."""
-        num_rows = tree.num_rows
+        num_rows, buffers, is_cuda = tree.num_rows, self._tree, self._target.device.type == "cuda"
         assert num_rows <= self._num_rows
-        for buffer, part in (
-            (self._tokens_T, tree.tokens_T),
-            (self._depths_T, tree.depths_T),
-            (self._parents_T, tree.parents_T),
-        ):
-            buffer.zero_()[:num_rows].copy_(part)
-        self._seen_TT.zero_()[:num_rows, :num_rows].copy_(tree.mask_TT)
-        self._seen_TT.fill_diagonal_(True)  # a row that sees nothing has no softmax
-        self._prefix_1.fill_(prefix)
-        weights_T = None
-        if policy is not None:
-            config, context = policy.config, TreeContext(tree.depths_T, tree.draft_logp_T, 0)
-            weights_T = row_weights(config.row_weight, config.depth_decay, context)
-        self._row_weights_T.fill_(1.0)
-        if weights_T is not None:
-            self._row_weights_T[:num_rows].copy_(weights_T)
-        num_experts, settings = self._target.num_experts, self._settings
-        numbers, coverage = _numbers(policy, num_experts)
-        settings.numbers_5[1:].copy_(torch.tensor(numbers, dtype=torch.int32))
-        settings.coverage_1.fill_(coverage)
-        settings.numbers_5[:1].fill_(num_rows)
-        if tree.num_valid is not None:
-            settings.numbers_5[:1].copy_(tree.num_valid)
-            # A drafter that was not sure of anything leaves the root alone, and a single row is never budgeted.
-            is_alone = tree.num_valid == 1
-            settings.numbers_5[1].masked_fill_(is_alone, num_experts)
-            settings.coverage_1.masked_fill_(is_alone, 0.0)
+        numbers = torch.tensor(_numbers(prefix, policy, self._target.num_experts), dtype=torch.float64)
+        self._numbers.copy_(numbers.pin_memory() if is_cuda else numbers, non_blocking=True)
+        for name in ("tokens_T", "parents_T", "depths_T", "draft_logp_T"):
+            getattr(buffers, name)[:num_rows].copy_(getattr(tree, name))
+        buffers.mask_TT[:num_rows, :num_rows].copy_(tree.mask_TT)
+        assert buffers.alt_ids_TA is not None and buffers.alt_logp_TA is not None and buffers.num_valid is not None
+        if tree.alt_ids_TA is None or tree.alt_logp_TA is None:
+            buffers.alt_ids_TA.fill_(-1)
+        else:
+            num_given = tree.alt_ids_TA.shape[1]
+            buffers.alt_ids_TA[:, num_given:].fill_(-1)
+            buffers.alt_ids_TA[:num_rows, :num_given].copy_(tree.alt_ids_TA)
+            buffers.alt_logp_TA[:num_rows, :num_given].copy_(tree.alt_logp_TA)
+        if tree.num_valid is None:
+            buffers.num_valid.fill_(num_rows)
+        else:
+            buffers.num_valid.copy_(tree.num_valid)
 
     def run(self) -> StaticOutputs:
         """The step on what the buffers hold."""
-        target = self._target
-        router = StaticRouter(target, self._settings, self._row_weights_T)
-        write_T = self._prefix_1 + self._rows_T
+        target, tree = self._target, self._tree
+        assert tree.num_valid is not None and tree.alt_ids_TA is not None and tree.alt_logp_TA is not None
+        prefix_1 = self._numbers[:1].long()
+        is_valid_T = self._rows_T < tree.num_valid
+        router = StaticRouter(target, self._settings(), self._row_weights())
+        write_T = prefix_1 + self._rows_T
+        # What stands in padded rows is anything; none of them is seen, and each sees itself, or it had no softmax.
+        seen_TT = (tree.mask_TT & is_valid_T) | self._own_TT
+        mask_TS = self._mask(seen_TT, prefix_1, write_T)
         with target.stepping(router), self._cache.writing_at(write_T):
-            positions_T = self._prefix_1 + self._depths_T
-            logits_TV = target.forward_masked(self._tokens_T, positions_T, self._mask(write_T), self._cache)
-        opinions = TreeOpinions.tensors(logits_TV, self._parents_T, self._tokens_T)
-        is_valid_T = self._rows_T < self._settings.numbers_5[0]
-        counts = count_tensors(router.routing(), is_valid_T)
-        return StaticOutputs(logits_TV, target.features(), opinions, counts)
+            logits_TV = target.forward_masked(tree.tokens_T, prefix_1 + tree.depths_T, mask_TS, self._cache)
+        said = [
+            *(tree.num_valid, tree.tokens_T, tree.parents_T, tree.depths_T, tree.draft_logp_T, tree.mask_TT),
+            *(tree.alt_ids_TA, tree.alt_logp_TA),
+            *TreeOpinions.tensors(logits_TV, tree.parents_T, tree.tokens_T),
+            *count_tensors(router.routing(), is_valid_T),
+        ]
+        return StaticOutputs(logits_TV, target.features(), said, packed(said))
 
-    def _mask(self, write_T: Tensor) -> Tensor:
+    def _settings(self) -> Settings:
+        """The policy as the select kernel takes it."""
+        from kernels.select import Settings
+
+        tree, numbers = self._tree, self._numbers
+        assert tree.num_valid is not None
+        # A drafter that was not sure of anything leaves the root alone, and a single row is never budgeted.
+        is_alone = tree.num_valid == 1
+        budget_1 = torch.where(is_alone, self._target.num_experts, numbers[_BUDGET : _BUDGET + 1])
+        coverage_1 = torch.where(is_alone, 0.0, numbers[_COVERAGE : _COVERAGE + 1]).float()
+        numbers_5 = torch.cat([tree.num_valid[None].double(), budget_1, numbers[_FLAGS : _FLAGS + 3]])
+        return Settings(numbers_5.int(), coverage_1)
+
+    def _row_weights(self) -> Tensor:
+        """`budget.row_weights` of the policy, fp32 [T]; ones where it weights all rows alike."""
+        kind, decay = self._numbers[_ROW_WEIGHT], self._numbers[_DECAY].float()
+        by_depth_T, by_path_T = decay**self._tree.depths_T, self._tree.draft_logp_T.exp()
+        return torch.where(kind == 0, 1.0, torch.where(kind == 1, by_depth_T, by_path_T))
+
+    def _mask(self, seen_TT: Tensor, prefix_1: Tensor, write_T: Tensor) -> Tensor:
         """Additive [1, 1, T, S]: a row sees the prefix and, of the rows written behind it, those it may see."""
         dtype = self._target.dtype
-        least = torch.finfo(dtype).min
-        prefix_TS = torch.where(self._positions_S < self._prefix_1, 0.0, least).to(dtype).repeat(self._num_rows, 1)
-        own_TT = torch.where(self._seen_TT, 0.0, least).to(dtype)
+        least = hidden_value(dtype)
+        prefix_TS = torch.where(self._positions_S < prefix_1, 0.0, least).to(dtype).repeat(self._num_rows, 1)
+        own_TT = torch.where(seen_TT, 0.0, least).to(dtype)
         return prefix_TS.index_copy_(1, write_T, own_TT)[None, None]
 
 
@@ -190,11 +234,16 @@ class StaticRouter:
         )
 
 
-def _numbers(policy: MoESpec | None, num_experts: int) -> tuple[list[int], float]:
-    """(budget, truncates, natural score, protect root), coverage: as the kernel takes a policy."""
+# Places in what `_numbers` returns.
+_BUDGET, _FLAGS, _COVERAGE, _ROW_WEIGHT, _DECAY = 1, 2, 5, 6, 7
+
+
+def _numbers(prefix: int, policy: MoESpec | None, num_experts: int) -> list[float]:
+    """prefix, budget, three flags (truncates, natural score, protect root), coverage, kind of row weight, decay."""
     if policy is None:
-        return [num_experts, 0, 0, 0], 0.0
+        return [prefix, num_experts, 0, 0, 0, 0.0, 0, 1.0]
     config = policy.config
     budget = num_experts if config.budget is None else config.budget
     flags = config.policy == "truncation", config.score == "natural", config.protect_root
-    return [budget, *map(int, flags)], float(config.coverage or 0.0)
+    row_weight = ROW_WEIGHTS.index(config.row_weight)
+    return [prefix, budget, *map(int, flags), float(config.coverage or 0.0), row_weight, config.depth_decay]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moespec.backends import choose_backend
+from moespec.backends import TritonBackend, choose_backend
 from moespec.dense import PackedLinear, TreeMask, can_pack, masked_attention
 from moespec.graph import Graphs
 from moespec.hf import ALL_ATTENTION_FUNCTIONS, ALL_EXPERTS_FUNCTIONS, PreTrainedModel
@@ -73,6 +73,8 @@ class Target:
         """Follow a model whose weights changed, as far as `version` can tell: whether they did. Once per answer."""
         versions = _versions(self.model)
         changed, self._versions = versions != self._versions, versions
+        if changed and isinstance(self.backend, TritonBackend):
+            self.backend.refresh()
         if changed and self._lean is not None:
             self._lean = None  # its copies go before the new ones come
             self._lean = self._find_lean()

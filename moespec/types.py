@@ -135,12 +135,11 @@ class Verdict:
 def ancestor_mask(parents_T: Tensor, max_depth: int) -> Tensor:
     """bool [T, T]: [i, j] is True where j is i or an ancestor of i. `max_depth` bounds the climb."""
     num_rows = parents_T.shape[0]
-    rows = torch.arange(num_rows, device=parents_T.device)
     mask_TT = torch.eye(num_rows, dtype=torch.bool, device=parents_T.device)
     # The root is its own parent here, so that climbing past it changes nothing.
     up_T = parents_T.clamp(min=0)
     ancestor_T = up_T
     for _ in range(max_depth):
-        mask_TT[rows, ancestor_T] = True
+        mask_TT.scatter_(1, ancestor_T[:, None], True)
         ancestor_T = up_T[ancestor_T]
     return mask_TT

@@ -20,7 +20,7 @@ from moespec.packed_copy import to_host
 from moespec.policies.base import ExpertPolicy
 from moespec.recorder import StepRecorder
 from moespec.sampling import TreeOpinions, choose_tokens
-from moespec.static_step import StaticSteps, unsupported_reason
+from moespec.static_step import NUM_TREE_PARTS, StaticSteps, read_said, unsupported_reason
 from moespec.target import Target
 from moespec.types import DraftTree, Verdict
 from moespec.verify import verify_tree
@@ -66,6 +66,7 @@ class Verifier:
                 # Nothing is lost: rows behind the prefix are written again.
                 assert isinstance(self._target.backend, TritonBackend)
                 self._target.backend.give_up(error)
+                self._steps = None
         return self._verify_layer_by_layer(_without_padding(tree), cache, policy, generation)
 
     def _verify_layer_by_layer(
@@ -79,7 +80,7 @@ class Verifier:
             logits_TV = target.forward(tree.tokens_T, tree.depths_T + prefix, seen_TT, cache, keep=tree.num_rows)
         opinions = TreeOpinions.of(tree, logits_TV)
         target_T = choose_tokens(logits_TV, opinions.best_T, tree, prefix + 1, generation)
-        opinions, (target_T,) = _on_host(opinions, target_T)
+        opinions, target_T = _on_host(opinions, target_T)
         return Verified(opinions, verify_tree(opinions.tree, target_T), recorder.counts(), target.features())
 
     def _verify_static(
@@ -90,32 +91,34 @@ class Verifier:
         policy: MoESpec | None,
         generation: GenerationConfig,
     ) -> Verified:
-        prefix, num_rows = cache.length, tree.num_rows
+        prefix = cache.length
         outputs = steps.verify(tree, prefix, cache, policy)
-        # Buffers may have more rows than the tree.
-        best_T, *others = (part[:num_rows] for part in outputs.opinions)
-        target_T = choose_tokens(outputs.logits_TV[:num_rows], best_T, tree, prefix + 1, generation)
-        opinions, (target_T, *tensors) = _on_host(TreeOpinions(tree, best_T, *others), target_T, *outputs.counts)
-        num_valid = opinions.tree.num_rows
-        counts = RoutingCounts.of(tensors).first_rows(num_valid)
-        features_TF = None if outputs.features_TF is None else outputs.features_TF[:num_valid]
+        if generation.temperature == 0:
+            tree, opinions, counts = outputs.on_host()
+            target_T = opinions[0]
+        else:
+            # Rows of the buffers, of which the tree may have fewer.
+            logits_TV, best_T = outputs.logits_TV[: tree.num_rows], outputs.said[NUM_TREE_PARTS][: tree.num_rows]
+            drawn_T = choose_tokens(logits_TV, best_T, tree, prefix + 1, generation)
+            target_T, *said = to_host([drawn_T, *outputs.said])
+            tree, opinions, counts = read_said(said)
+        num_valid = tree.num_rows
         if policy is None or num_valid == 1:
             counts = counts.natural()
-        return Verified(opinions, verify_tree(opinions.tree, target_T[:num_valid]), counts, features_TF)
+        features_TF = None if outputs.features_TF is None else outputs.features_TF[:num_valid]
+        return Verified(TreeOpinions(tree, *opinions), verify_tree(tree, target_T[:num_valid]), counts, features_TF)
 
 
-def _on_host(opinions: TreeOpinions, *others: Tensor) -> tuple[TreeOpinions, list[Tensor]]:
-    """Opinions, their tree without its padding, and the others, in one copy."""
+def _on_host(opinions: TreeOpinions, target_T: Tensor) -> tuple[TreeOpinions, Tensor]:
+    """Opinions, their tree, and the target's tokens, in one copy."""
     tree = opinions.tree
-    if tree.num_valid is None and all(part.device.type == "cpu" for part in (tree.tokens_T, opinions.best_T, *others)):
-        return opinions, list(others)
-    fields = {name: value for name, value in vars(tree).items() if isinstance(value, Tensor)}
+    if opinions.best_T.device.type == "cpu":
+        return opinions, target_T
+    parts = {name: value for name, value in vars(tree).items() if isinstance(value, Tensor)}
     said = opinions.best_T, opinions.top_ids_TA, opinions.top_logp_TA, opinions.node_logp_T
-    host = to_host([*fields.values(), *said, *others])
-    on_host: dict[str, Any] = dict(zip(fields, host, strict=False))
-    tree = _without_padding(replace(tree, **on_host))
-    said_T, others_T = host[len(fields) : len(fields) + len(said)], host[len(fields) + len(said) :]
-    return TreeOpinions(tree, *(part[: tree.num_rows] for part in said_T)), others_T
+    host = to_host([target_T, *said, *parts.values()])
+    on_host: dict[str, Any] = dict(zip(parts, host[1 + len(said) :], strict=True))
+    return TreeOpinions(replace(tree, **on_host), *host[1 : 1 + len(said)]), host[0]
 
 
 def _without_padding(tree: DraftTree) -> DraftTree:

@@ -17,7 +17,7 @@ from moespec.bench.layers import DTYPE_NAMES, SHAPE_NAMES
 from moespec.bench.machine import checked_out_commit
 from moespec.bench.measure import measure, read_prompts
 from moespec.bench.report import arm_record, ratios, table
-from moespec.bench.roofline import fit_table, layer_table, target_lines
+from moespec.bench.roofline import LEGEND, fit_table, layer_table, target_lines
 from moespec.bench.routings import BUDGETS, ROWS
 from moespec.engine import Engine
 
@@ -126,7 +126,7 @@ def print_kernels(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(record))
         return 0
-    print(layer_table(record["shapes"]), fit_table(record["shapes"]), sep="\n\n")
+    print(layer_table(record["shapes"]), LEGEND, fit_table(record["shapes"]), sep="\n\n")
     if record["targets"]["list"]:
         print("", target_lines(record["targets"]["list"]), sep="\n")
     return 0

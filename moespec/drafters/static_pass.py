@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from moespec.config import TreeConfig
+from moespec.dense import hidden_value
 from moespec.drafters.head import Eagle3Head
 from moespec.drafters.torch_pass import HeadLayer, TorchPass, seen_below
 from moespec.graph import Graphs
@@ -28,17 +29,16 @@ class StaticPass:
     has_fixed_shape = True
 
     def __init__(self, head: Eagle3Head, max_context: int, graphs: Graphs) -> None:
-        self._layer, self._graphs = HeadLayer(head, max_context), graphs
-        self._eager = TorchPass(head, max_context)
-        self._kv = self._eager.kv
+        self._eager, self._graphs = TorchPass(head, max_context), graphs
+        self._layer, self._kv = self._eager.layer, self._eager.kv
         self._extensions: dict[int, tuple[_Extension, Callable[[], Tensor]]] = {}
         self._growths: dict[tuple, tuple[_Growth, Callable[[], DraftTree]]] = {}
 
     def extend(self, tokens: list[int], features_NF: Tensor, start: int) -> Tensor:
         size = next((bucket for bucket in BUCKETS if len(tokens) <= bucket), None)
+        self._reserve(start + (size or len(tokens)))
         if size is None:
             return self._eager.extend(tokens, features_NF, start)
-        self._reserve(start + size)
         if size not in self._extensions:
             extension = _Extension(self._layer, self._kv.stored, size)
             extension.fill(tokens, features_NF, start)
@@ -152,4 +152,4 @@ class _Store:
 
 def _least(is_hidden: Tensor, like: Tensor) -> Tensor:
     """An additive mask in the type of `like`."""
-    return torch.where(is_hidden, torch.finfo(like.dtype).min, 0.0).to(like.dtype)
+    return torch.where(is_hidden, hidden_value(like.dtype), 0.0).to(like.dtype)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moespec.config import TreeConfig
-from moespec.dense import PackedLinear, masked_attention
+from moespec.dense import PackedLinear, hidden_value, masked_attention
 from moespec.drafters.head import Eagle3Head, apply_rotary
 from moespec.drafters.passes import KeysAndValues, rope_table
 from moespec.tree import Best, Frontier, grow_tree, num_asked
@@ -73,11 +73,11 @@ class TorchPass:
     has_fixed_shape = False
 
     def __init__(self, head: Eagle3Head, max_context: int) -> None:
-        self._layer = HeadLayer(head, max_context)
+        self.layer = HeadLayer(head, max_context)
         self.kv = KeysAndValues(head)
 
     def extend(self, tokens: list[int], features_NF: Tensor, start: int) -> Tensor:
-        head = self._layer.head
+        head = self.layer.head
         like = head.fc.weight
         tokens_N = torch.tensor(tokens, device=like.device)
         positions_N = torch.arange(start, start + len(tokens), device=like.device)
@@ -94,12 +94,12 @@ class TorchPass:
             return self.kv.stored[:, :, :end]
 
         mask_NM = _additive_mask(rows, end)
-        return self._layer.states(rows.tokens_N, rows.positions_N, rows.hidden_ND, store, mask_NM)
+        return self.layer.states(rows.tokens_N, rows.positions_N, rows.hidden_ND, store, mask_NM)
 
     def grow(self, state_1D: Tensor, length: int, root: int, config: TreeConfig) -> DraftTree:
         num_best = num_asked(config)
-        scorer = _TreeScorer(self, self._layer, state_1D, length, num_best)
-        return grow_tree(self._layer.best(state_1D, num_best), scorer, root, config, self._layer.vocab_map)
+        scorer = _TreeScorer(self, self.layer, state_1D, length, num_best)
+        return grow_tree(self.layer.best(state_1D, num_best), scorer, root, config, self.layer.vocab_map)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def seen_below(seen_NR: Tensor, frontier: Frontier) -> Tensor:
 
 def _additive_mask(rows: Rows, num_keys: int) -> Tensor | None:
     num_rows, like = len(rows.tokens_N), rows.hidden_ND
-    minimum = torch.finfo(like.dtype).min
+    minimum = hidden_value(like.dtype)
     if rows.seen_NM is None:
         return None if num_rows == 1 else like.new_full((num_rows, num_keys), minimum).triu(num_keys - num_rows + 1)
     mask_NS = like.new_zeros(num_rows, num_keys)

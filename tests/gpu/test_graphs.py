@@ -6,16 +6,21 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from moespec import EMBEDDED_TARGET, BudgetConfig, Engine, GenerationConfig, StepTrace, TreeConfig
+from moespec import EMBEDDED_TARGET, BudgetConfig, Control, Engine, GenerationConfig, StepTrace, TreeConfig
+from moespec.budget import MoESpec
 from moespec.drafters.base import DraftContext
+from moespec.drafters.eagle3 import Eagle3Drafter
+from moespec.drafters.torch_pass import TorchPass
 from moespec.hf import AutoModelForCausalLM
 from moespec.kv_cache import TreeCache
 from moespec.recorder import policy_for
-from moespec.static_step import BUCKETS, StaticOutputs, StaticStep
+from moespec.static_step import BUCKETS, NUM_TREE_PARTS, StaticOutputs, StaticStep
 from moespec.step_router import NaturalRouter
 from moespec.tree import chain
 from moespec.types import DraftTree
 
+COUNTS = NUM_TREE_PARTS + 4  # among what a step says, behind the opinions
+ACTIVE = COUNTS + 3  # experts that were read
 PROMPTS = ("What does river mean?", "Tell me a short story.", "Write 17 in words.")
 GREEDY = GenerationConfig(max_new_tokens=64, ignore_eos=True)
 BUDGETS = [
@@ -24,8 +29,6 @@ BUDGETS = [
     BudgetConfig(budget=16, policy="truncation", row_weight="path"),
     BudgetConfig(coverage=0.9, protect_root=True),
 ]
-# bf16 keeps 8 bits: logits of two orders of summation differ by a few thousandths of the largest.
-BF16_TOLERANCE = 2e-2
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def step_of(engine: Engine, token_ids: list[int], num_rows: int) -> StaticStep:
 
 def tensors_of(outputs: StaticOutputs) -> list[torch.Tensor]:
     features = [] if outputs.features_TF is None else [outputs.features_TF]
-    return [part.clone() for part in (outputs.logits_TV, *features, *outputs.opinions, *outputs.counts)]
+    return [part.clone() for part in (outputs.logits_TV, *features, *outputs.said)]
 
 
 def test_steps_run_on_triton_and_are_captured(engine):
@@ -90,8 +93,9 @@ def test_greedy_in_fp32_is_what_transformers_writes(exact_engine, prompt):
     """Invariant 2; with graphs, drafted trees and Triton kernels in between."""
     steps = run(exact_engine, prompt)
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED_TARGET, dtype=torch.float32).to("cuda").eval()
+    model.generation_config.eos_token_id = None
     ids = torch.tensor([exact_engine.encode(prompt)], device="cuda")
-    expected = model.generate(ids, do_sample=False, min_new_tokens=64, max_new_tokens=64)[0, ids.shape[1] :].tolist()
+    expected = model.generate(ids, do_sample=False, max_new_tokens=64)[0, ids.shape[1] :].tolist()
     assert steps[-1].summary.token_ids == expected
     assert steps[-1].summary.lossless
     assert exact_engine.info.backend == "triton"
@@ -99,15 +103,18 @@ def test_greedy_in_fp32_is_what_transformers_writes(exact_engine, prompt):
 
 @torch.inference_mode()
 def test_logits_in_bf16_are_the_models_within_rounding(engine):
+    """Against the model in fp32, at most twice as far off as transformers' own bf16 is."""
     token_ids = engine.encode(PROMPTS[1])
     tree, prefix = tree_of(16, token_ids[-1]), len(token_ids) - 1
     step = step_of(engine, token_ids, 16)
     step.fill(tree, prefix, None)
     logits_TV = step.run().logits_TV.float()
-    model = AutoModelForCausalLM.from_pretrained(EMBEDDED_TARGET, dtype=torch.bfloat16).to("cuda").eval()
     whole = torch.tensor([token_ids[:-1] + tree.tokens_T.tolist()], device="cuda")
-    expected_TV = model(whole).logits[0, prefix:].float()
-    assert (logits_TV - expected_TV).abs().max() <= BF16_TOLERANCE * expected_TV.abs().max()
+    exact_TV, rounded_TV = (
+        AutoModelForCausalLM.from_pretrained(EMBEDDED_TARGET, dtype=dtype).to("cuda").eval()(whole).logits[0, prefix:]
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert (logits_TV - exact_TV).norm() <= 2 * (rounded_TV.float() - exact_TV).norm()
 
 
 @torch.inference_mode()
@@ -116,8 +123,8 @@ def test_a_budget_of_all_experts_is_bit_identical_to_none(engine):
     token_ids = engine.encode(PROMPTS[1])
     step = step_of(engine, token_ids, 16)
     logits = []
-    for budget in (BudgetConfig(), BudgetConfig(budget=engine.info.num_experts)):
-        step.fill(tree_of(16, token_ids[-1]), len(token_ids) - 1, policy_for(budget, engine.info.num_experts))
+    for policy in (None, MoESpec(BudgetConfig(budget=engine.info.num_experts))):
+        step.fill(tree_of(16, token_ids[-1]), len(token_ids) - 1, policy)
         logits.append(step.run().logits_TV.clone())
     assert torch.equal(*logits)
 
@@ -139,7 +146,7 @@ def test_nan_outside_the_plan_changes_nothing():
     step = step_of(engine, token_ids, 16)
     step.fill(tree, prefix, policy)
     before = step.run()
-    logits_TV, active_LE = before.logits_TV.clone(), before.counts[3].clone()
+    logits_TV, active_LE = before.logits_TV.clone(), before.said[ACTIVE].clone()
     for moe, active_E in zip(engine.target.moe_layers, active_LE, strict=True):
         moe.experts.gate_up_proj[~active_E], moe.experts.down_proj[~active_E] = torch.nan, torch.nan
     step.fill(tree, prefix, policy)
@@ -168,21 +175,41 @@ def test_moving_the_budget_needs_no_new_capture(engine):
     assert {n: entry for n, entry in engine.verifier._steps._steps.items() if n in captured} == captured
 
 
+@torch.inference_mode()
 def test_drafted_trees_are_those_of_the_head_run_eagerly(exact_engine):
-    from moespec.drafters.torch_pass import TorchPass
-
-    drafter, target = exact_engine.drafter, exact_engine.target
-    eager = type(drafter)(drafter.head, target.max_context, TorchPass(drafter.head, target.max_context))
+    drafter, target, config = exact_engine.drafter, exact_engine.target, TreeConfig(16, 8, 3, 0)
+    eager = Eagle3Drafter(drafter.head, target.max_context, TorchPass(drafter.head, target.max_context))
+    torch.manual_seed(0)
     features_NF = torch.randn(20, 3 * target.hidden_size, device="cuda")
     token_ids = list(range(100, 121))
     trees = []
     for each in (drafter, eager):
         each.truncate(0)
         each.observe(features_NF[:17])
-        each.propose(DraftContext(token_ids[:18], TreeConfig()))
+        each.propose(DraftContext(token_ids[:18], config))
         each.observe(features_NF[17:])
-        tree = each.propose(DraftContext(token_ids, TreeConfig()))
+        tree = each.propose(DraftContext(token_ids, config))
         trees.append(tree if tree.num_valid is None else tree.first_rows(int(tree.num_valid)))
+    assert trees[0].num_rows == 16
     for name in ("tokens_T", "parents_T", "depths_T", "mask_TT"):
         assert torch.equal(getattr(trees[0], name), getattr(trees[1], name)), name
     exact_engine.forget()
+
+
+def test_a_long_text_under_moving_settings_is_the_same_with_and_without_graphs():
+    """Across the first storage of 512 positions, with trees of two shapes: captures come and go in every order."""
+    texts = []
+    for graphs in ("captured", "asked to run without"):
+        engine, control = Engine.from_pretrained(EMBEDDED_TARGET, device="cuda", dtype="float32"), Control()
+        if graphs != "captured":
+            engine.target.graphs.reason = graphs
+        long, short = (GenerationConfig(max_new_tokens=number, ignore_eos=True) for number in (600, 24))
+        for number, step in enumerate(engine.generate(PROMPTS[1], long, control=control)):
+            control.update(tree=TreeConfig(16, 5, 4, 0) if number // 20 % 2 else TreeConfig())
+            first = step.summary
+        # A long prompt behind a short text moves the drafter's storage in a pass of its own.
+        engine.forget()
+        *_, second = engine.generate((engine.encode(PROMPTS[2]) * 90)[:900], short)
+        texts.append([first.token_ids, second.summary.token_ids])
+        assert engine.info.graphs == graphs
+    assert texts[0] == texts[1]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from moespec import BudgetConfig, DraftContext, DraftTree, Engine, GenerationConfig, TreeConfig
+from moespec.budget import MoESpec
 from moespec.drafters.eagle3 import Eagle3Drafter
 from moespec.drafters.head import Eagle3Head
 from moespec.drafters.passes import HeadPass
@@ -16,13 +16,15 @@ from moespec.drafters.static_pass import StaticPass
 from moespec.drafters.torch_pass import TorchPass
 from moespec.graph import Graphs
 from moespec.kv_cache import TreeCache
-from moespec.recorder import policy_for
-from moespec.static_step import StaticOutputs, StaticStep
+from moespec.static_step import NUM_TREE_PARTS, StaticOutputs, StaticStep
 from moespec.step_router import NaturalRouter
 from tests.conftest import VOCAB, tiny_model
 from tests.drafters import PlantingDrafter
 from tests.moespec.test_eagle3 import tiny_head
+from tests.questions import NoQuestions
 
+COUNTS = NUM_TREE_PARTS + 4  # among what a step says, behind the opinions
+ACTIVE = COUNTS + 3  # experts that were read
 PROMPT = [3, 1, 4, 1, 5]
 NUM_TOKENS = 9
 BUDGETS = [
@@ -65,7 +67,7 @@ def prompt_cache(engine: Engine) -> TreeCache:
 def step_outputs(
     engine: Engine,
     tree: DraftTree,
-    budget: BudgetConfig | None,
+    policy: MoESpec | None,
     cache: TreeCache | None = None,
     num_rows: int = 16,
     stale: torch.Tensor | None = None,
@@ -74,8 +76,9 @@ def step_outputs(
     cache = cache or prompt_cache(engine)
     step = StaticStep(engine.target, num_rows, cache)
     if stale is not None:
-        step._tokens_T.copy_(stale)
-    step.fill(tree, cache.length, policy_for(budget or BudgetConfig(), engine.info.num_experts))
+        step._tree.tokens_T.copy_(stale)
+        step._tree.mask_TT.fill_(True)
+    step.fill(tree, cache.length, policy)
     return step.run()
 
 
@@ -121,9 +124,9 @@ def test_a_seed_gives_the_text_that_it_gives_on_the_cpu(family):
 def test_a_budget_of_all_experts_is_bit_identical_to_none(family):
     engine = planting_engine(family, "triton")
     tree = engine.drafter.propose(context())
-    logits = [
-        step_outputs(engine, tree, budget).logits_TV for budget in (None, BudgetConfig(budget=engine.info.num_experts))
-    ]
+    # Handed over as a policy: as a budget the engine itself takes it for none.
+    policies = None, MoESpec(BudgetConfig(budget=engine.info.num_experts))
+    logits = [step_outputs(engine, tree, policy).logits_TV for policy in policies]
     assert torch.equal(*logits)
 
 
@@ -131,15 +134,15 @@ def test_a_budget_of_all_experts_is_bit_identical_to_none(family):
 def test_nan_in_experts_outside_the_plan_changes_nothing(family):
     engine = planting_engine(family, "triton")
     tree = engine.drafter.propose(context())
-    budget = BudgetConfig(budget=engine.info.top_k)
-    before = step_outputs(engine, tree, budget)
-    active_LE = before.counts[3]
+    policy = MoESpec(BudgetConfig(budget=engine.info.top_k))
+    before = step_outputs(engine, tree, policy)
+    active_LE = before.said[ACTIVE]
     assert not active_LE.all()
     with_prompt = prompt_cache(engine)
     for moe, active_E in zip(engine.target.moe_layers, active_LE, strict=True):
         for expert in (~active_E).nonzero()[:, 0].tolist():
             moe.experts.gate_up_proj[expert], moe.experts.down_proj[expert] = torch.nan, torch.nan
-    after = step_outputs(engine, tree, budget, with_prompt)
+    after = step_outputs(engine, tree, policy, with_prompt)
     assert torch.equal(before.logits_TV, after.logits_TV)
     assert after.logits_TV.isfinite().all()
 
@@ -150,10 +153,11 @@ def test_a_padded_step_is_the_step(family):
     tree = engine.drafter.propose(context())
     num_rows = 16
     assert tree.num_rows < num_rows
-    exact = step_outputs(engine, tree, BUDGETS[0], num_rows=tree.num_rows)
-    padded = step_outputs(engine, tree, BUDGETS[0], num_rows=num_rows, stale=torch.randint(0, VOCAB, (num_rows,)))
+    policy = MoESpec(BUDGETS[0])
+    exact = step_outputs(engine, tree, policy, num_rows=tree.num_rows)
+    padded = step_outputs(engine, tree, policy, num_rows=num_rows, stale=torch.randint(0, VOCAB, (num_rows,)))
     torch.testing.assert_close(padded.logits_TV[: tree.num_rows], exact.logits_TV, atol=1e-5, rtol=1e-5)
-    for ours, theirs in zip(padded.counts[:4], exact.counts[:4], strict=True):
+    for ours, theirs in zip(padded.said[COUNTS : ACTIVE + 1], exact.said[COUNTS : ACTIVE + 1], strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -204,25 +208,13 @@ def test_a_kernel_that_fails_is_replaced_once_and_the_run_goes_on(kernel, monkey
     assert engine.verifier.graph_reason == "its experts do not run on Triton kernels"
 
 
-class NoQuestions(TorchDispatchMode):
-    """Fails where an operation would make the host wait for the device."""
-
-    asked: tuple[str, ...] = ()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = str(function)
-        if any(part in name for part in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "aten.item")):
-            self.asked = (*self.asked, name)
-        return function(*args, **(kwargs or {}))
-
-
 def test_a_step_asks_the_device_for_nothing(family):
     """What a CUDA graph holds may not. The kernels themselves are left out: their interpreter reads what it likes."""
     engine = planting_engine(family, "triton")
     tree = engine.drafter.propose(context())
     cache = prompt_cache(engine)
     step = StaticStep(engine.target, 16, cache)
-    step.fill(tree, cache.length, policy_for(BUDGETS[3], engine.info.num_experts))
+    step.fill(tree, cache.length, MoESpec(BUDGETS[3]))
     with torch.inference_mode(), NoQuestions() as mode:
         step.run()
     assert mode.asked == ()

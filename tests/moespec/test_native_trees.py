@@ -17,6 +17,7 @@ from moespec.graph import Graphs
 from moespec.native import load_kernels
 from moespec.tree import grow_tree
 from tests.moespec.test_eagle3 import VOCAB, tiny_head
+from tests.questions import NoQuestions
 
 KERNELS = load_kernels()
 SMALL_VOCAB = torch.tensor([2, 3, 5, 7, 11, 13, 17, 19, 23, 29])
@@ -109,6 +110,36 @@ def test_a_pass_keeps_its_keys_when_they_outgrow_their_place(kind):
         drafter.observe(features_NF[505:])  # and then the text
         trees.append(without_padding(drafter.propose(DraftContext(token_ids, TreeConfig()))))
     assert_same_tree(*trees)
+
+
+@both_kinds
+def test_a_long_prompt_after_a_short_text_finds_its_place(kind):
+    """Its keys outgrow the storage in a pass that is not of the usual few rows."""
+    token_ids, features_NF = torch.randint(0, VOCAB, (602,)).tolist(), torch.randn(600, 48)
+    trees = []
+    for drafter in drafter_pair(kind, {}, max_context=700):
+        drafter.observe(features_NF[:9])
+        drafter.propose(DraftContext(token_ids[:10], TreeConfig()))
+        drafter.truncate(0)
+        drafter.observe(features_NF)
+        trees.append(without_padding(drafter.propose(DraftContext(token_ids[:601], TreeConfig(16, 5, 4, 0)))))
+    assert_same_tree(*trees)
+
+
+@pytest.mark.parametrize("options", HEADS, ids=str)
+def test_a_draft_of_fixed_shape_asks_the_device_for_nothing(options):
+    head = head_of(options)
+    drafted = static_pass(head, 64)
+    config = TreeConfig(16, 5, 4, min_path_p=0.05)
+    drafted.grow(drafted.extend([1, 2, 3], torch.randn(3, 48), 0), 3, 4, config)
+    ((extension, _),), ((growth, _),) = drafted._extensions.values(), drafted._growths.values()
+    with NoQuestions() as mode:
+        extension.run()
+        growth.run()
+    assert mode.asked == ()
+    with NoQuestions() as mode:
+        torch.ones(1)[:1] = 0  # a number of the host's
+    assert mode.asked  # the mode can tell
 
 
 def test_only_small_fp32_heads_are_compiled():
