@@ -30,6 +30,8 @@ def policy_for(budget: BudgetConfig, num_experts: int) -> ExpertPolicy | None:
 class StepRecorder:
     """One step's router for `Target.stepping`, and afterwards its counts."""
 
+    plans_from_logits = False
+
     def __init__(self, moe_layers: list[MoeLayer], tree: DraftTree, policy: ExpertPolicy | None) -> None:
         self._moe_layers = moe_layers
         self._tree = tree

@@ -195,6 +195,8 @@ class StaticSteps:
 class StaticRouter:
     """A step's router on the select kernel: every layer's plan is made on the device from the settings there."""
 
+    plans_from_logits = True
+
     def __init__(self, target: Target, settings: Settings, row_weights_T: Tensor) -> None:
         self._target, self._settings, self._row_weights_T = target, settings, row_weights_T
         self._selections: list[Selection] = []

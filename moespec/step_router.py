@@ -17,7 +17,9 @@ from moespec.types import ExpertPlan
 
 
 class StepRouter(Protocol):
-    """What decides a step's routing."""
+    """What decides a step's routing. `plans_from_logits`: the routers' own weights and ids are not looked at."""
+
+    plans_from_logits: bool
 
     def route(self, number: int, output: RouterOutput) -> ExpertPlan:
         """What the experts of MoE layer `number` will see."""
@@ -69,6 +71,8 @@ class StepRouting:
 
 class NaturalRouter:
     """The routers' own choice, for prefill: nothing is recorded."""
+
+    plans_from_logits = False
 
     def __init__(self, num_rows: int) -> None:
         self._num_rows = num_rows

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from moespec.backends import TritonBackend, choose_backend
 from moespec.dense import PackedLinear, TreeMask, can_pack, masked_attention
+from moespec.fused import Forward, fused_norm, logits_alone
 from moespec.graph import Graphs
 from moespec.hf import ALL_ATTENTION_FUNCTIONS, ALL_EXPERTS_FUNCTIONS, PreTrainedModel
 from moespec.kv_cache import TreeCache
@@ -61,6 +62,7 @@ class Target:
         self._versions = _versions(model)
         self._lean = self._find_lean()
         self._packed = self._pack_linear_layers() if self._lean is None else []
+        self._fused = self._fuse() if self.backend.name == "triton" else []
         self._mask = TreeMask(self.dtype, self.device)
         self._configs = list({id(moe.experts.config): moe.experts.config for moe in self.moe_layers}.values())
 
@@ -95,6 +97,25 @@ class Target:
             self.layers[number].register_forward_pre_hook(self._tap_hook(number), with_kwargs=True) for number in layers
         ]
         self._tap_layers = layers
+
+    @torch.inference_mode()
+    def _fuse(self) -> list[nn.Module]:
+        """Give norms and routers a `forward` with fewer launches; those that got one."""
+        forwards: dict[nn.Module, Forward | None] = {
+            module: fused_norm(module, lambda: self._router is not None)
+            for module in self.model.modules()
+            if type(module).__name__.endswith("RMSNorm") and "forward" not in vars(module)
+        }
+        for moe in (moe for moe in self.moe_layers if "forward" not in vars(moe.router)):
+            forwards[moe.router] = logits_alone(moe.router, self.hidden_size, self.plans_from_logits)
+        fused = {module: forward for module, forward in forwards.items() if forward is not None}
+        for module, forward in fused.items():
+            module.forward = forward  # type: ignore[method-assign]
+        return list(fused)
+
+    def plans_from_logits(self) -> bool:
+        """Whether the step under way makes its own plan of every router's logits."""
+        return self._router is not None and self._router.plans_from_logits
 
     def _pack_linear_layers(self) -> list[nn.Linear]:
         """Give large linear layers a `forward` that multiplies by packed weights inside a step."""
@@ -199,9 +220,9 @@ class Target:
         """Remove every hook and the experts function; the model is as it was."""
         for handle in (*self._handles, *self._tap_handles):
             handle.remove()
-        for linear in self._packed:
-            del linear.forward
-        self._handles, self._tap_handles, self._packed = [], [], []
+        for module in (*self._packed, *self._fused):
+            del module.forward
+        self._handles, self._tap_handles, self._packed, self._fused = [], [], [], []
         for functions in (ALL_EXPERTS_FUNCTIONS, ALL_ATTENTION_FUNCTIONS):
             if self._key in functions:
                 del functions[self._key]

@@ -109,6 +109,8 @@ class RoutingReplay:
             logits_TE = self._now_LTE[number]
             if len(logits_TE) != len(ids_TK):
                 return None
+            if self._target.plans_from_logits():
+                return logits_TE, weights_TK, ids_TK
             probs_TE = logits_TE.softmax(dim=-1, dtype=torch.float32)
             ids_TK = family.selection(logits_TE, probs_TE).topk(ids_TK.shape[1], dim=-1).indices
             return logits_TE, family.weights(logits_TE, probs_TE, ids_TK, None).to(weights_TK.dtype), ids_TK

@@ -10,6 +10,7 @@ token: its time is that of any other. On CUDA the device's kernels are also summ
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import statistics
 import sys
@@ -69,15 +70,25 @@ def bench_step(models: Sequence[str], dtype: str, num_rounds: int, num_steps: in
     if num_rounds < 1 or num_steps < 1:
         raise ValueError(f"rounds={num_rounds}, steps={num_steps} is not allowed: use 1 or more of both.")
     card = machine_card(device)
-    found = []
+    found: list[dict[str, Any]] = []
     for name in models:
-        engine = load_engine(name, device, dtype)
+        try:
+            engine = load_engine(name, device, dtype)
+        except ValueError as error:
+            if len(models) == 1:
+                raise
+            found.append({"model": name, "not_run": str(error)})  # the others' figures are not lost
+            continue
         for routing in (OWN,) if name == EMBEDDED else (OWN, RECORDED):
             with _routed(engine, routing) as advance:
                 print(f"{name}, routing {routing}", file=sys.stderr, flush=True)
                 rows = _measure(engine, name, num_rounds, num_steps, card, advance)
                 found.append({"model": name, "routing": routing, "engine": engine.card(), "arms": rows})
         engine.close()
+        del engine
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what is free is asked of the device
     return {"device": card, "rounds": num_rounds, "steps_per_round": num_steps, "models": found}
 
 
@@ -138,6 +149,9 @@ def step_table(record: dict[str, Any]) -> str:
     """The arms as Markdown."""
     lines = []
     for model in record["models"]:
+        if "not_run" in model:
+            lines += ["", f"{model['model']} was not run: {model['not_run']}"]
+            continue
         lines += ["", f"{model['model']}, {model['engine']['backend']}, routing {model['routing']}", ""]
         lines.append(
             "| step | draft ms | verify ms (p20–p80) | other ms | experts | floor ms, modelled | verify / floor "

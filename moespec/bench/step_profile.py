@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 NUM_PROFILED = 4  # steps
-# By what stands in a kernel's name, first match first; all else is "dense": projections, norms, the output layer.
+# By what stands in a kernel's name, first match first; all else is "dense": projections, norms, output layer, drafting.
 _KINDS = {
     "experts": ("gate_up", "down_kernel", "down_row", "combine_kernel"),
     "routing": ("select_kernel", "group_kernel"),
@@ -30,7 +31,8 @@ def profile_steps(steps: Iterator[object], num_layers: int) -> dict[str, Any]:
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         num_steps = len(list(itertools.islice(steps, NUM_PROFILED)))
         torch.cuda.synchronize()
-    kernels = [(event.key, event.self_device_time_total, event.count) for event in profiled.key_averages()]
+    events = [event for event in profiled.key_averages() if event.device_type == DeviceType.CUDA]
+    kernels = [(event.key, event.self_device_time_total, event.count) for event in events]
     return summed(kernels, num_steps, num_layers)
 
 

@@ -84,11 +84,16 @@ def step_outputs(
 
 def test_greedy_is_what_transformers_writes(family):
     engine = planting_engine(family, "triton")
+    model = engine.target.model
+    num_fused = sum("forward" in vars(module) for module in model.modules())
+    assert num_fused >= 3 * 3 + 1  # norms and routers of three layers, and the last norm
     steps = run(engine)
     assert engine.info.backend == "triton"
     assert steps[-1].summary.token_ids == reference(family)
     assert steps[-1].summary.lossless
     assert any(step.kind == "tree" and len(step.token_ids) > 2 for step in steps)
+    engine.close()
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 # Each router family with a policy of its own: a run of the interpreter takes seconds.

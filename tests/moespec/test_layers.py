@@ -12,6 +12,8 @@ from moespec import Engine, GenerationConfig
 from moespec.backends import choose_backend
 from moespec.dense import MIN_PACKED_SIZE, PackedLinear, folded_attention, grouped_attention
 from moespec.experts import CpuExperts, reference_experts
+from moespec.fused import fused_norm, logits_alone
+from moespec.models import find_moe_layers
 from moespec.packed_copy import packed, unpacked
 from moespec.target import Target
 from tests.conftest import VOCAB, tiny_model
@@ -136,3 +138,48 @@ def test_a_backend_says_why_it_runs(family, wanted, name):
     expected = tiny_model(family).generate(torch.tensor([[3, 1, 4]]), do_sample=False, max_new_tokens=6)[0, 3:].tolist()
     generation = GenerationConfig(max_new_tokens=6, ignore_eos=True)
     assert [*engine.generate([3, 1, 4], generation)][-1].summary.token_ids == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_fused_norms_and_routers_are_the_modules(family, dtype):
+    """Inside a step; outside it runs the module's own code."""
+    model = tiny_model(family).to(dtype)
+    norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
+    for norm in norms:
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+        x = torch.randn(2, 5, len(norm.weight)).to(dtype)
+        expected = norm(x)
+        inside, outside = fused_norm(norm, lambda: True), fused_norm(norm, lambda: False)
+        error = (inside(x) - expected).abs().max()
+        assert error <= 8 * torch.finfo(dtype).eps * expected.abs().max()
+        assert torch.equal(outside(x), expected)
+    router = find_moe_layers(model)[0].router
+    x_TD = torch.randn(5, model.config.hidden_size).to(dtype)
+    logits_TE, weights_TK, ids_TK = router(x_TD)
+    inside, outside = (logits_alone(router, x_TD.shape[1], lambda wants=wants: wants) for wants in (True, False))
+    made = inside(x_TD)
+    torch.testing.assert_close(made[0], logits_TE)
+    assert (made[1].shape, made[1].dtype, made[2].shape) == (weights_TK.shape, weights_TK.dtype, ids_TK.shape)
+    assert all(
+        torch.equal(ours, theirs) for ours, theirs in zip(outside(x_TD), (logits_TE, weights_TK, ids_TK), strict=True)
+    )
+
+
+def test_what_only_looks_like_a_norm_or_a_linear_router_is_left_alone():
+    class CentredRMSNorm(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.eps = torch.nn.Parameter(torch.ones(16)), 1e-6
+
+        def forward(self, x):
+            return F.layer_norm(x, (16,), self.weight, None, self.eps)
+
+    class ScaledRouter(torch.nn.Linear):
+        def forward(self, x):
+            logits = super().forward(x) / 2
+            return logits, *logits.topk(2)
+
+    assert fused_norm(CentredRMSNorm(), lambda: True) is None
+    assert fused_norm(torch.nn.LayerNorm(16), lambda: True) is None
+    assert logits_alone(ScaledRouter(16, 4), 16, lambda: True) is None
