@@ -7,7 +7,8 @@ the backend that the engine has there. All that is known on an H200 within five 
     python -m moespec bench kernels --shapes Qwen3-30B-A3B OLMoE-1B-7B --seconds-limit 270 --json > $OUT/kernels.json
 
 The card can be smaller: Qwen3-30B's 48 layers take 58 GB, an H100 holds them, and a record says how many were used.
-With `--sweep` tiles are tried first and the best written to `kernels/tiles.json`, which must be fetched, too.
+With `--sweep` tiles are tried first, some three minutes a shape, and the best written to `kernels/tiles.json`, which
+must be fetched, too: `--shapes Qwen3-30B-A3B --sweep --rows 1 8 32 64 --budgets 16 32 none --seconds-limit 400`.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ MIN_FIT_POINTS = 3
 FITTED = ("layer", "experts")
 MAX_ERROR = 0.02  # of a layer's output against fp32: bf16 products lie below 1e-2
 TARGET_SHAPE, TARGET_DTYPE, TARGET_CARD = "Qwen3-30B-A3B", "bfloat16", "H200"
+TARGET_TOP_K = 8
 # (rows, budget): the least share of the measured read bandwidth; None is no budget
 TARGET_SHARES = {(1, None): 0.55, (8, 16): 0.70, (32, 32): 0.82, (64, 32): 0.82, (64, None): 0.88}
 TARGET_SELECT_US = 8.0  # 64 rows of 128 experts
@@ -95,19 +96,21 @@ def targets(cells: Sequence[Mapping[str, Any]], num_experts: int) -> list[Target
         cell = by_case.get((num_rows, budget))
         measured = _figure(cell, "layer", "share_of_read")
         found.append(_target("share of the read bandwidth", num_rows, budget, share, measured, cell))
-        active = budget or (8 if num_rows == 1 else num_experts)
+        active = budget or (TARGET_TOP_K if num_rows == 1 else num_experts)
         times = 2.0 if active <= num_experts / 4 else 1.0
         # At the worse ends of both spreads: a win within them is noise.
         theirs, ours = _figure(cell, BASELINE, "p20_us"), _figure(cell, "layer", "p80_us")
         faster = theirs / ours if theirs is not None and ours is not None else None
-        found.append(_target(f"times as fast as {BASELINE}", num_rows, budget, times, faster, cell))
-    cell = by_case.get((64, None))
-    select_us = _figure(cell, "select", "median_us")
+        on_the_wall = " (on the wall: it waits for the host)" if _figure(cell, BASELINE, "clock") == "plain" else ""
+        found.append(_target(f"times as fast as {BASELINE}{on_the_wall}", num_rows, budget, times, faster, cell))
+    at_64 = [_figure(cell, "select", "median_us") for cell in cells if cell["num_rows"] == 64]
+    select_us = max((us for us in at_64 if us is not None), default=None)
     passed = None if select_us is None else select_us <= TARGET_SELECT_US
-    return [*found, Target("select, microseconds", 64, None, f"at most {TARGET_SELECT_US:g}", select_us, passed)]
+    what = "select at its slowest budget, microseconds"
+    return [*found, Target(what, 64, None, f"at most {TARGET_SELECT_US:g}", select_us, passed)]
 
 
-def _figure(cell: Mapping[str, Any] | None, contestant: str, name: str) -> float | None:
+def _figure(cell: Mapping[str, Any] | None, contestant: str, name: str) -> Any:
     return None if cell is None else cell["contestants"].get(contestant, {}).get(name)
 
 
