@@ -61,7 +61,14 @@ class Settings:
         protect_root: bool = False,
         coverage: float = 0.0,
     ) -> Settings:
-        """num_rows: those that are valid; the rest as in the table."""
+        """num_rows: those that are valid; the rest as in the table. ValueError for what no layer could mean.
+
+        A budget below a layer's top-k keeps its top-k; at the number of experts or above, nothing is dropped.
+        """
+        if budget < 1:
+            raise ValueError(f"budget={budget} is not allowed: use 1 or more; the kernel keeps top-k experts at least.")
+        if not 0 <= coverage <= 1:
+            raise ValueError(f"coverage={coverage} is not allowed: use 0, which is none, to 1.")
         numbers = [num_rows, budget, int(truncates), int(natural), int(protect_root)]
         numbers_5 = torch.tensor(numbers, dtype=torch.int32, device=device)
         return cls(numbers_5, torch.tensor([coverage], dtype=torch.float32, device=device))

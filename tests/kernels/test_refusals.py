@@ -119,6 +119,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         "row weights (5,) of torch.bfloat16 are not [5] of float32",
     ),
     "settings elsewhere": (lambda: choose(settings=Settings.on(META, T, E)), "settings on meta"),
+    "no budget of 0": (lambda: Settings.on(DEVICE, T, 0), "budget=0 is not allowed: use 1 or more"),
+    "a coverage of more than all": (lambda: Settings.on(DEVICE, T, E, coverage=1.5), "coverage=1.5 is not allowed"),
     "weights of two dimensions": (lambda: ExpertMatrix(torch.zeros(4, 4)), "are not [E, N, C]"),
     "weights in pieces": (lambda: ExpertMatrix(torch.zeros(2, 8, 8)[:, ::2, ::2]), "with one stride of 1"),
     "weights of whole numbers": (
