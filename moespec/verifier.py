@@ -51,7 +51,7 @@ class Verifier:
     @property
     def graph_reason(self) -> str | None:
         """Why steps are not replayed as CUDA graphs, in words; None if they are."""
-        return unsupported_reason(self._target) or self._target.graphs.reason
+        return self._target.graphs.reason or unsupported_reason(self._target)
 
     def verify(
         self, tree: DraftTree, cache: TreeCache, policy: ExpertPolicy | None, generation: GenerationConfig

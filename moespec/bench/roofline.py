@@ -134,7 +134,7 @@ def layer_table(shapes: Sequence[Mapping[str, Any]]) -> str:
             if "failed" in cell:
                 continue
             ours = cell["contestants"]["layer"]
-            timed = [_spread(ours), f"{ours['share_of_read']:.2f}", f"{ours['share_of_copy']:.2f}"]
+            timed = [f"{_median(ours)} {_spread(ours)}", f"{ours['share_of_read']:.2f}", f"{ours['share_of_copy']:.2f}"]
             parts = [shape["name"], shape["dtype"], cell["num_rows"], cell["budget"] or "none"]
             parts += [f"{cell['experts_active']:.1f}", f"{cell['active_bytes'] / 1e6:.1f}", *timed]
             parts += [_median(cell["contestants"].get(name)) for name in others]
@@ -145,8 +145,8 @@ def layer_table(shapes: Sequence[Mapping[str, Any]]) -> str:
 def fit_table(shapes: Sequence[Mapping[str, Any]]) -> str:
     """What one more expert costs, as Markdown."""
     lines = [
-        "| shape | dtype | rows | µs at no expert | µs per expert | of the floor | worst deviation |",
-        "|---" * 7 + "|",
+        "| shape | dtype | of | rows | µs at no expert | µs per expert | of the floor | worst deviation |",
+        "|---" * 8 + "|",
     ]
     for shape in shapes:
         for fit in shape["fits"]:
@@ -169,7 +169,7 @@ def target_lines(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _spread(one: Mapping[str, Any]) -> str:
-    return f"{one['median_us']:.1f} ({one['p20_us']:.1f}–{one['p80_us']:.1f})"
+    return f"({one['p20_us']:.1f}–{one['p80_us']:.1f})"
 
 
 def _median(one: Mapping[str, Any] | None) -> str:
