@@ -17,7 +17,9 @@ from moespec.hf import ALL_EXPERTS_FUNCTIONS
 
 if TYPE_CHECKING:
     from kernels.lists import ExpertLists
+    from kernels.select import Rule
     from kernels.weights import ExpertWeights, Gate
+    from moespec.routing import RouterFamily
 
 _log = logging.getLogger(__name__)
 BACKENDS = ("auto", "reference", "cpu", "triton")
@@ -126,6 +128,18 @@ def _no_triton_reason(device: torch.device, all_experts: list[Any]) -> str | Non
         if reason is not None:
             return reason
     return None
+
+
+def rule_of(family: RouterFamily) -> Rule | None:
+    """How the select kernel makes this family's weights; None if it cannot."""
+    from kernels.select import Rule
+
+    rules = {
+        "softmax, top-k, renormalised": Rule.RENORMALISED,
+        "softmax, top-k": Rule.SOFTMAX,
+        "top-k, softmax": Rule.SOFTMAX_OF_CHOSEN,
+    }
+    return rules.get(family.name)
 
 
 def expert_weights(experts: Any) -> ExpertWeights:

@@ -101,9 +101,10 @@ class RoutingCounts:
 def count_routing(routing: StepRouting, *, is_natural: bool) -> RoutingCounts:
     """All layers at once. `is_natural`: no policy acted, so that what the routers chose ran and everything was kept."""
     logits_LTE = routing.logits_LTE
-    fitting = logits_LTE is not None and kernels_for(logits_LTE, routing.natural_weights_LTK, routing.weights_LTK)
-    if fitting:
-        return _count_compiled(fitting, routing, is_natural)
+    weights = routing.natural_weights_LTK, routing.weights_LTK
+    kernels = None if logits_LTE is None else kernels_for(logits_LTE, *weights)
+    if kernels is not None:
+        return _count_compiled(kernels, routing, is_natural)
     counts = RoutingCounts.of(to_host(count_tensors(routing)))
     return counts.natural() if is_natural else counts
 

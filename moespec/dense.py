@@ -85,6 +85,14 @@ def hidden_value(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).min / 2
 
 
+def mask_behind(length_1: Tensor, seen_NR: Tensor, columns_R: Tensor, keys_M: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive [N, M] behind a length that only the device knows: each row sees the first `length` keys and, of the R
+    at `columns_R`, those that bool `seen_NR` says. keys_M: their numbers."""
+    hidden = hidden_value(dtype)
+    prefix_NM = torch.where(keys_M < length_1, 0.0, hidden).to(dtype).repeat(len(seen_NR), 1)
+    return prefix_NM.index_copy_(1, columns_R, torch.where(seen_NR, 0.0, hidden).to(dtype))
+
+
 class TreeMask:
     """The additive attention mask of a step: zeros kept between steps, only the tree's own block is written."""
 

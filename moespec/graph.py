@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -57,3 +57,22 @@ class Graphs:
             return outputs
 
         return replay
+
+
+class Prepared(Generic[Outputs]):
+    """Functions of several shapes, each made and captured when it is first wanted: `fill` of what is made takes what is
+    given, and `run` computes on it and asks the device for nothing."""
+
+    def __init__(self, graphs: Graphs) -> None:
+        self._graphs = graphs
+        self.by_shape: dict[Any, tuple[Any, Callable[[], Outputs]]] = {}
+
+    def run(self, shape: Any, make: Callable[[], Any], given: tuple) -> Outputs:
+        """The outputs for what the buffers are filled with; they last until the shape is run again."""
+        if shape not in self.by_shape:
+            made = make()
+            made.fill(*given)  # a capture runs it, on something that makes sense
+            self.by_shape[shape] = made, self._graphs.capture(made.run)
+        filled, run = self.by_shape[shape]
+        filled.fill(*given)
+        return run()

@@ -7,21 +7,21 @@ hold it (`graph.py`); without one the same operations run one by one. Letters as
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from moespec.backends import TritonBackend
+from moespec.backends import TritonBackend, rule_of
 from moespec.budget import MoESpec
 from moespec.config import ROW_WEIGHTS
 from moespec.counts import RoutingCounts, count_tensors
-from moespec.dense import hidden_value
+from moespec.dense import mask_behind
+from moespec.graph import Prepared
 from moespec.kv_cache import TreeCache
 from moespec.packed_copy import packed, unpacked
-from moespec.routing import FAMILIES, RouterOutput
+from moespec.routing import RouterOutput
 from moespec.sampling import TreeOpinions
 from moespec.step_router import StepRouting
 from moespec.tree import NUM_ALTERNATIVES
@@ -39,7 +39,7 @@ def unsupported_reason(target: Target) -> str | None:
     """Why a target has no step of fixed shape, in words; None if it has."""
     if not isinstance(target.backend, TritonBackend) or target.backend.name != "triton":
         return "its experts do not run on Triton kernels"
-    unknown = {moe.family.name for moe in target.moe_layers if moe.family not in FAMILIES}
+    unknown = {moe.family.name for moe in target.moe_layers if rule_of(moe.family) is None}
     if unknown:
         return f"the select kernel does not know the router family {', '.join(sorted(unknown))}"
     return None
@@ -128,9 +128,9 @@ class StaticStep:
         write_T = prefix_1 + self._rows_T
         # What stands in padded rows is anything; none of them is seen, and each sees itself, or it had no softmax.
         seen_TT = (tree.mask_TT & is_valid_T) | self._own_TT
-        mask_TS = self._mask(seen_TT, prefix_1, write_T)
+        mask_TS = mask_behind(prefix_1, seen_TT, write_T, self._positions_S, target.dtype)
         with target.stepping(router), self._cache.writing_at(write_T):
-            logits_TV = target.forward_masked(tree.tokens_T, prefix_1 + tree.depths_T, mask_TS, self._cache)
+            logits_TV = target.forward_masked(tree.tokens_T, prefix_1 + tree.depths_T, mask_TS[None, None], self._cache)
         said = [
             *(tree.num_valid, tree.tokens_T, tree.parents_T, tree.depths_T, tree.draft_logp_T, tree.mask_TT),
             *(tree.alt_ids_TA, tree.alt_logp_TA),
@@ -158,14 +158,6 @@ class StaticStep:
         by_depth_T, by_path_T = decay**self._tree.depths_T, self._tree.draft_logp_T.exp()
         return torch.where(kind == 0, 1.0, torch.where(kind == 1, by_depth_T, by_path_T))
 
-    def _mask(self, seen_TT: Tensor, prefix_1: Tensor, write_T: Tensor) -> Tensor:
-        """Additive [1, 1, T, S]: a row sees the prefix and, of the rows written behind it, those it may see."""
-        dtype = self._target.dtype
-        least = hidden_value(dtype)
-        prefix_TS = torch.where(self._positions_S < prefix_1, 0.0, least).to(dtype).repeat(self._num_rows, 1)
-        own_TT = torch.where(seen_TT, 0.0, least).to(dtype)
-        return prefix_TS.index_copy_(1, write_T, own_TT)[None, None]
-
 
 class StaticSteps:
     """The steps of one target, each captured once per number of rows and storage of the cache."""
@@ -173,7 +165,7 @@ class StaticSteps:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._storage: tuple[int, int] | None = None
-        self._steps: dict[int, tuple[StaticStep, Callable[[], StaticOutputs]]] = {}
+        self._steps: Prepared[StaticOutputs] = Prepared(target.graphs)
 
     def verify(self, tree: DraftTree, prefix: int, cache: TreeCache, policy: MoESpec | None) -> StaticOutputs:
         """Run the tree's rows behind `prefix` positions of the cache; the outputs last until the next step."""
@@ -182,14 +174,8 @@ class StaticSteps:
         storage = cache.layers[0].keys.data_ptr(), cache.capacity
         if storage != self._storage:
             # What was captured reads the old storage.
-            self._storage, self._steps = storage, {}
-        if num_rows not in self._steps:
-            step = StaticStep(self._target, num_rows, cache)
-            step.fill(tree, prefix, policy)
-            self._steps[num_rows] = step, self._target.graphs.capture(step.run)
-        step, run = self._steps[num_rows]
-        step.fill(tree, prefix, policy)
-        return run()
+            self._storage, self._steps = storage, Prepared(self._target.graphs)
+        return self._steps.run(num_rows, lambda: StaticStep(self._target, num_rows, cache), (tree, prefix, policy))
 
 
 class StaticRouter:
@@ -202,12 +188,11 @@ class StaticRouter:
         self._selections: list[Selection] = []
 
     def route(self, number: int, output: RouterOutput) -> ExpertPlan:
-        from kernels.select import Rule, select
+        from kernels.select import select
 
         moe = self._target.moe_layers[number]
-        rule = {"softmax, top-k, renormalised": Rule.RENORMALISED, "softmax, top-k": Rule.SOFTMAX}.get(
-            moe.family.name, Rule.SOFTMAX_OF_CHOSEN
-        )
+        rule = rule_of(moe.family)
+        assert rule is not None, "a target with another family has no step of fixed shape"
         top_k, dtype = output.ids_TK.shape[1], output.weights_TK.dtype
         selection = select(output.logits_TE, self._row_weights_T, self._settings, top_k, rule, dtype)
         self._selections.append(selection)

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moespec.backends import rule_of
 from moespec.bench.layers import BenchLayer, Layers
 from moespec.bench.machine import Call
 from moespec.bench.routings import Case, RoutedLayer
@@ -110,12 +111,13 @@ class _KernelLayer:
     """One layer on the kernels, with its plan made once for those contestants that start behind it."""
 
     def __init__(self, layers: Layers, case: Case, layer: BenchLayer, route: RoutedLayer, x_TD: Tensor) -> None:
-        from kernels.select import Rule, Settings
+        from kernels.select import Settings
 
-        rules = {"softmax, top-k, renormalised": Rule.RENORMALISED, "softmax, top-k": Rule.SOFTMAX}
         shape = layers.shape
         self.layer, self.route, self._x_TD, self._top_k = layer, route, x_TD, shape.top_k
-        self._rule = rules.get(layers.family.name, Rule.SOFTMAX_OF_CHOSEN)
+        rule = rule_of(layers.family)
+        assert rule is not None, "every shape that is timed is of a family that the kernel knows"
+        self._rule = rule
         self._row_weights_T = torch.ones(case.num_rows, device=x_TD.device)
         self._settings = Settings.on(x_TD.device, case.num_rows, case.budget or shape.num_experts)
         self.plan = self._select(self._logits())

@@ -7,16 +7,16 @@ asked of the device, so that the tree arrives with its padding. Longer passes, w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from moespec.config import TreeConfig
-from moespec.dense import hidden_value
+from moespec.dense import hidden_value, mask_behind
 from moespec.drafters.head import Eagle3Head
 from moespec.drafters.torch_pass import HeadLayer, TorchPass, seen_below
-from moespec.graph import Graphs
+from moespec.graph import Graphs, Prepared
 from moespec.tree import Best, Frontier, grow_fixed_tree, num_asked
 from moespec.types import DraftTree
 
@@ -31,38 +31,28 @@ class StaticPass:
     def __init__(self, head: Eagle3Head, max_context: int, graphs: Graphs) -> None:
         self._eager, self._graphs = TorchPass(head, max_context), graphs
         self._layer, self._kv = self._eager.layer, self._eager.kv
-        self._extensions: dict[int, tuple[_Extension, Callable[[], Tensor]]] = {}
-        self._growths: dict[tuple, tuple[_Growth, Callable[[], DraftTree]]] = {}
+        self._extensions: Prepared[Tensor] = Prepared(graphs)
+        self._growths: Prepared[DraftTree] = Prepared(graphs)
 
     def extend(self, tokens: list[int], features_NF: Tensor, start: int) -> Tensor:
         size = next((bucket for bucket in BUCKETS if len(tokens) <= bucket), None)
         self._reserve(start + (size or len(tokens)))
         if size is None:
             return self._eager.extend(tokens, features_NF, start)
-        if size not in self._extensions:
-            extension = _Extension(self._layer, self._kv.stored, size)
-            extension.fill(tokens, features_NF, start)
-            self._extensions[size] = extension, self._graphs.capture(extension.run)
-        extension, run = self._extensions[size]
-        extension.fill(tokens, features_NF, start)
-        return run()
+        make = partial(_Extension, self._layer, self._kv.stored, size)
+        return self._extensions.run(size, make, (tokens, features_NF, start))
 
     def grow(self, state_1D: Tensor, length: int, root: int, config: TreeConfig) -> DraftTree:
         self._reserve(length + config.depth * config.top_k)
         shape = config.total_tokens, config.depth, config.top_k
-        if shape not in self._growths:
-            growth = _Growth(self._layer, self._kv.stored, config)
-            growth.fill(state_1D, length, root, config)
-            self._growths[shape] = growth, self._graphs.capture(growth.run)
-        growth, run = self._growths[shape]
-        growth.fill(state_1D, length, root, config)
-        return run()
+        make = partial(_Growth, self._layer, self._kv.stored, config)
+        return self._growths.run(shape, make, (state_1D, length, root, config))
 
     def _reserve(self, length: int) -> None:
         before = self._kv.stored
         self._kv.reserve(length)
         if self._kv.stored is not before:
-            self._extensions, self._growths = {}, {}
+            self._extensions, self._growths = Prepared(self._graphs), Prepared(self._graphs)
 
 
 class _Extension:
@@ -86,7 +76,8 @@ class _Extension:
     def run(self) -> Tensor:
         """The state [1, D] of the last row that is there. Rows behind it write where the next step writes again."""
         positions_N = self._start_1 + self._rows_N
-        mask_NM = _least(self._keys_M > positions_N[:, None], self._stored)
+        dtype = self._stored.dtype
+        mask_NM = torch.where(self._keys_M > positions_N[:, None], hidden_value(dtype), 0.0).to(dtype)
         store = _Store(self._stored, positions_N)
         hidden_ND = self._layer.head.fuse(self._features_NF)
         states_ND = self._layer.states(self._tokens_N, positions_N, hidden_ND, store, mask_NM)
@@ -130,8 +121,7 @@ class _FixedScorer:
         self._seen_NR = seen_below(self._seen_NR, frontier)
         num_rows, num_own = self._seen_NR.shape
         own_R = self._length_1 + torch.arange(num_own, device=self._keys_M.device)
-        mask_NM = _least(self._keys_M >= self._length_1, self._stored).repeat(num_rows, 1)
-        mask_NM = mask_NM.index_copy_(1, own_R, _least(~self._seen_NR, self._stored))
+        mask_NM = mask_behind(self._length_1, self._seen_NR, own_R, self._keys_M, self._stored.dtype)
         positions_N = (self._length_1 + frontier.level - 1).expand(num_rows)
         store = _Store(self._stored, own_R[-num_rows:])
         self._states_ND = self._layer.states(frontier.tokens_N, positions_N, hidden_ND, store, mask_NM)
@@ -148,8 +138,3 @@ class _Store:
         self._stored[0].index_copy_(1, self._positions_N, keys_HNd)
         self._stored[1].index_copy_(1, self._positions_N, values_HNd)
         return self._stored
-
-
-def _least(is_hidden: Tensor, like: Tensor) -> Tensor:
-    """An additive mask in the type of `like`."""
-    return torch.where(is_hidden, hidden_value(like.dtype), 0.0).to(like.dtype)

@@ -169,10 +169,10 @@ def test_a_step_copies_to_the_host_once(engine):
 
 def test_moving_the_budget_needs_no_new_capture(engine):
     run(engine, PROMPTS[1])
-    captured = dict(engine.verifier._steps._steps)
+    captured = dict(engine.verifier._steps._steps.by_shape)
     for budget in BUDGETS:
         run(engine, PROMPTS[1], budget)
-    assert {n: entry for n, entry in engine.verifier._steps._steps.items() if n in captured} == captured
+    assert {n: entry for n, entry in engine.verifier._steps._steps.by_shape.items() if n in captured} == captured
 
 
 @torch.inference_mode()

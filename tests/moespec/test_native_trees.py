@@ -132,7 +132,7 @@ def test_a_draft_of_fixed_shape_asks_the_device_for_nothing(options):
     drafted = static_pass(head, 64)
     config = TreeConfig(16, 5, 4, min_path_p=0.05)
     drafted.grow(drafted.extend([1, 2, 3], torch.randn(3, 48), 0), 3, 4, config)
-    ((extension, _),), ((growth, _),) = drafted._extensions.values(), drafted._growths.values()
+    ((extension, _),), ((growth, _),) = drafted._extensions.by_shape.values(), drafted._growths.by_shape.values()
     with NoQuestions() as mode:
         extension.run()
         growth.run()
