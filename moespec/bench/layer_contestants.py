@@ -15,7 +15,6 @@ Owns what each contestant is allowed to have ready before the clock starts. Know
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from moespec.backends import rule_of
 from moespec.bench.layers import BenchLayer, Layers
-from moespec.bench.machine import Call
+from moespec.bench.machine import Call, free_bytes
 from moespec.bench.routings import Case, RoutedLayer
 from moespec.config import BudgetConfig
 from moespec.hf import ALL_EXPERTS_FUNCTIONS
@@ -191,16 +190,9 @@ def _skips(layers: Layers, case: Case, device: torch.device) -> dict[str, str]:
         return dict.fromkeys(IMPLEMENTATIONS, f"transformers has no {layers.dtype_name} experts")
     # It copies the matrices of every row's every expert; two contestants do, and each is run before it is captured.
     copied_bytes = case.num_rows * layers.shape.top_k * layers.expert_bytes
-    if 3 * copied_bytes > _free_bytes(device):
+    if 3 * copied_bytes > free_bytes(device):
         return {"batched_mm": f"it would copy {copied_bytes / 1e9:.1f} GB of weights: too much for the memory left"}
     return {}
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
 
 
 def _by_contestant(calls: list[dict[str, Call]]) -> dict[str, list[Call]]:

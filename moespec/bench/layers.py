@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from moespec.backends import Backend, choose_backend, expert_weights
+from moespec.bench.machine import free_bytes
 from moespec.config import EMBEDDED_TARGET
 from moespec.cost import WORKED_SHAPES
 from moespec.hf import AutoConfig, AutoModelForCausalLM
@@ -171,8 +171,8 @@ def _num_layers(shape: LayerShape, float_bytes: int, dtype_name: str, device: to
 def _memory_bytes(float_bytes: int, device: torch.device) -> int:
     """What weights may take: nearly all of a GPU's free memory; a quarter of a CPU's, whose kernels copy them."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] - _SPARE_BYTES - _SPARE_LAYERS * float_bytes
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+        return free_bytes(device) - _SPARE_BYTES - _SPARE_LAYERS * float_bytes
+    return free_bytes(device) // 4
 
 
 def _prototypes(config: Any, dtype: torch.dtype) -> tuple[Any, Any]:

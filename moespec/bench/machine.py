@@ -6,6 +6,7 @@ as they are set. Knows nothing of engines, models or kernels: what is timed come
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import subprocess
@@ -166,8 +167,7 @@ def measure_ceilings(device: torch.device, buffer_bytes: int | None = None) -> C
 def _default_buffer_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         return CPU_BUFFER_BYTES
-    num_free_bytes, _ = torch.cuda.mem_get_info(device)
-    return min(CUDA_BUFFER_BYTES, num_free_bytes // 4)  # there are two, and others need memory too
+    return min(CUDA_BUFFER_BYTES, free_bytes(device) // 4)  # there are two, and others need memory too
 
 
 def _launch_gap_us(device: torch.device) -> float:
@@ -219,3 +219,15 @@ def checked_out_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be had, what torch holds and does not use included; all of it where nobody says."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    try:
+        with open("/proc/meminfo", encoding="utf-8") as file:
+            return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

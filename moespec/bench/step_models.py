@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from moespec.bench.layers import EMBEDDED
+from moespec.bench.machine import free_bytes
 from moespec.config import EMBEDDED_TARGET
 from moespec.cost import WORKED_SHAPES, ModelShape
 from moespec.drafters.eagle3 import Eagle3Drafter, make_pass
@@ -77,14 +78,6 @@ def shape_of(target: Target, name: str) -> ModelShape:
         dense_bytes=dense_bytes,
         expert_bytes=target.bytes_per_expert,
     )
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo", encoding="utf-8") as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
 
 
 def _config(name: str) -> Any:
