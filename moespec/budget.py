@@ -37,10 +37,11 @@ def score_experts(scores: RouterScores, kind: str, weights_T: Tensor | None) -> 
     return mass_TE.sum(dim=0) if weights_T is None else weights_T @ mass_TE
 
 
-def select_experts(score_E: Tensor, budget: int) -> Tensor:
+def select_experts(score_E: Tensor, budget: int | Tensor) -> Tensor:
     """S: the `budget` experts with the highest score, bool [E]; ties go to the lower id."""
     order_E = score_E.argsort(descending=True, stable=True)
-    return torch.zeros_like(score_E, dtype=torch.bool).index_fill_(0, order_E[:budget], True)
+    rank_E = torch.arange(score_E.shape[0], device=score_E.device)
+    return torch.zeros_like(score_E, dtype=torch.bool).scatter(0, order_E, rank_E < budget)
 
 
 def cover(score_E: Tensor, coverage: float, min_experts: int) -> Tensor:
@@ -63,10 +64,13 @@ def truncate(scores: RouterScores, kept_E: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def substitute(scores: RouterScores, kept_E: Tensor) -> tuple[Tensor, Tensor]:
-    """Substitution: every row takes its top-k inside S, weighted by its original probabilities. [T, K] each"""
+    """Substitution: every row takes its top-k inside S, weighted by its original probabilities. [T, K] each
+
+    Where S has fewer than k experts, the slots that find none get weight 0.
+    """
     selection_TE = scores.family.selection(scores.logits_TE, scores.probs_TE)
     ids_TK = selection_TE.masked_fill(~kept_E, -torch.inf).topk(scores.top_k, dim=-1).indices
-    weights_TK = scores.family.weights(scores.logits_TE, scores.probs_TE, ids_TK, None)
+    weights_TK = scores.family.weights(scores.logits_TE, scores.probs_TE, ids_TK, kept_E[ids_TK])
     return ids_TK, weights_TK.to(scores.natural_weights_TK.dtype)
 
 

@@ -32,9 +32,12 @@ class StepRecorder:
 
     plans_from_logits = False
 
-    def __init__(self, moe_layers: list[MoeLayer], tree: DraftTree, policy: ExpertPolicy | None) -> None:
+    def __init__(
+        self, moe_layers: list[MoeLayer], tree: DraftTree, policy: ExpertPolicy | None, position: int = 0
+    ) -> None:
         self._moe_layers = moe_layers
         self._tree = tree
+        self._position = position  # of the root
         self._policy = policy
         self._outputs: list[RouterOutput] = []
         self._plans: list[ExpertPlan] = []
@@ -46,7 +49,7 @@ class StepRecorder:
             plan = ExpertPlan(ids_TK=output.ids_TK, weights_TK=output.weights_TK)
         else:
             layer = self._moe_layers[number]
-            context = TreeContext(self._tree.depths_T, self._tree.draft_logp_T, layer.layer)
+            context = TreeContext(self._tree.depths_T, self._tree.draft_logp_T, layer.layer, self._position)
             plan = self._policy.plan(router_scores(layer.family, output), context)
         self._outputs.append(output)
         self._plans.append(plan)

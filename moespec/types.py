@@ -66,11 +66,16 @@ class DraftTree:
 
 @dataclass(frozen=True)
 class TreeContext:
-    """What a policy may know of the rows beside their routing: their place in the tree."""
+    """What a policy may know of the rows beside their routing: their place in the tree, and the tree's.
+
+    layer     number among the decoder layers
+    position  of the root: how many tokens come before it
+    """
 
     depths_T: Tensor
     draft_logp_T: Tensor
     layer: int
+    position: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from moespec.config import GenerationConfig
 from moespec.counts import RoutingCounts
 from moespec.kv_cache import TreeCache
 from moespec.packed_copy import to_host
-from moespec.policies.base import ExpertPolicy
+from moespec.policies.base import ExpertPolicy, ForesightPolicy
 from moespec.recorder import StepRecorder
 from moespec.sampling import TreeOpinions, choose_tokens
 from moespec.static_step import NUM_TREE_PARTS, StaticSteps, read_said, unsupported_reason
@@ -56,7 +56,15 @@ class Verifier:
     def verify(
         self, tree: DraftTree, cache: TreeCache, policy: ExpertPolicy | None, generation: GenerationConfig
     ) -> Verified:
-        """Run the tree behind what the cache holds. No policy, or a single row: the routers' own choice."""
+        """Run the tree behind what the cache holds. No policy, or a single row: the routers' own choice.
+
+        A policy with foresight is first shown the verdict under none; the rows are then written again.
+        """
+        if isinstance(policy, ForesightPolicy):
+            prefix = cache.length
+            natural = self.verify(tree, cache, None, generation)
+            cache.truncate(prefix)
+            policy = policy.informed(natural.verdict.path)
         is_known = policy is None or type(policy) is MoESpec
         if self._steps is not None and is_known and unsupported_reason(self._target) is None:
             assert policy is None or isinstance(policy, MoESpec)
@@ -73,7 +81,7 @@ class Verifier:
         self, tree: DraftTree, cache: TreeCache, policy: ExpertPolicy | None, generation: GenerationConfig
     ) -> Verified:
         target, prefix = self._target, cache.length
-        recorder = StepRecorder(target.moe_layers, tree, policy if tree.num_rows > 1 else None)
+        recorder = StepRecorder(target.moe_layers, tree, policy if tree.num_rows > 1 else None, prefix)
         # A root alone sees everything before it: no mask, which lets attention take its shortest way.
         seen_TT = tree.mask_TT if tree.num_rows > 1 else None
         with target.stepping(recorder):
