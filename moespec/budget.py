@@ -64,10 +64,11 @@ def truncate(scores: RouterScores, kept_E: Tensor) -> tuple[Tensor, Tensor]:
 
 def substitute(scores: RouterScores, kept_E: Tensor) -> tuple[Tensor, Tensor]:
     """Substitution: every row takes its top-k inside S, weighted by its original probabilities. [T, K] each"""
-    selection_TE = scores.family.selection(scores.logits_TE, scores.probs_TE)
-    ids_TK = selection_TE.masked_fill(~kept_E, -torch.inf).topk(scores.top_k, dim=-1).indices
-    weights_TK = scores.family.weights(scores.logits_TE, scores.probs_TE, ids_TK, None)
-    return ids_TK, weights_TK.to(scores.natural_weights_TK.dtype)
+    best = scores.family.selection(scores.logits_TE, scores.probs_TE, kept_E).topk(scores.top_k, dim=-1)
+    # Groups may leave a row fewer than k of S: what is at minus infinity is none of them, and weighs nothing.
+    survives_TK = best.values > -torch.inf
+    weights_TK = scores.family.weights(scores.logits_TE, scores.probs_TE, best.indices, survives_TK)
+    return best.indices, weights_TK.to(scores.natural_weights_TK.dtype)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class GenerationConfig:
     ignore_eos: bool = False  # benchmarks: every run writes the same number of tokens
     stop: tuple[str, ...] = ()
     raw: bool = False  # True: a text prompt is used as it is, without the chat template
+    thinking: bool = True  # False: the chat template's switch for models that think aloud first is turned off
 
     def __post_init__(self) -> None:
         _require(_is_int(self.max_new_tokens) and self.max_new_tokens >= 1, "max_new_tokens", self, "1 or more")

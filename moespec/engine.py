@@ -26,6 +26,7 @@ from moespec.report import Pieces, device_card, run_settings
 from moespec.run import Conversation, Run
 from moespec.target import Target
 from moespec.trace import StepTrace, TraceHeader
+from moespec.tree_check import check_trees
 from moespec.verifier import Verifier
 
 
@@ -78,12 +79,13 @@ class Engine:
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
         backend: str = "auto",
+        revision: str | None = None,
     ) -> Engine:
         """Load a directory or hub id. `drafter`: "auto" (a head beside it, else n-gram), "ngram", a path, None.
 
         `backend` runs the experts: "auto", or "reference", "cpu" or "triton", of which ValueError says why not.
         """
-        model, tokenizer = load_model(target, device, dtype)
+        model, tokenizer = load_model(target, device, dtype, revision)
         folder = Path(target) if Path(target).is_dir() else None
         return Engine._attach(model, tokenizer, drafter, folder, _public_name(target, folder), backend)
 
@@ -102,6 +104,7 @@ class Engine:
     def _attach(model: Any, tokenizer: Any, drafter: Any, folder: Path | None, name: str, backend: str) -> Engine:
         attached = Target(model, tokenizer, backend=backend)
         try:
+            check_trees(attached)
             found = find_drafter(drafter, attached, folder)
         except BaseException:
             attached.close()  # the model is its owner's: whatever happened, it is given back as it was

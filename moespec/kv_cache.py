@@ -34,10 +34,10 @@ class TreeCacheLayer(CacheLayerMixin):
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self._initialize(tuple(key_states.shape), key_states)
+        self._initialize(tuple(key_states.shape), tuple(value_states.shape), key_states)
 
-    def _initialize(self, shape: tuple[int, ...], like: Tensor) -> None:
-        self.keys, self.values = (_empty(shape, INITIAL_CAPACITY, like) for _ in range(2))
+    def _initialize(self, key_shape: tuple[int, ...], value_shape: tuple[int, ...], like: Tensor) -> None:
+        self.keys, self.values = (_empty(shape, INITIAL_CAPACITY, like) for shape in (key_shape, value_shape))
         self.is_initialized = True
         self._arrays: tuple[Any, Any] | None = None
 
@@ -50,7 +50,7 @@ class TreeCacheLayer(CacheLayerMixin):
     def reserve(self, shape: tuple[int, ...], like: Tensor) -> int:
         """Make room for rows of [1, heads, rows, head_dim] and count them; returns the first's position."""
         if not self.is_initialized:
-            self._initialize(shape, like)
+            self._initialize(shape, shape, like)
         start, end = self.length, self.length + shape[2]
         if end > self.keys.shape[2]:
             self.grow(end)
@@ -74,6 +74,8 @@ class TreeCacheLayer(CacheLayerMixin):
             self.keys.index_copy_(2, rows_T, key_states)
             self.values.index_copy_(2, rows_T, value_states)
             return self.keys, self.values
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
         start = self.reserve(tuple(key_states.shape), key_states)
         end = self.length
         self.keys[:, :, start:end] = key_states

@@ -11,6 +11,7 @@ generate 9.0, here 1.3 (`assets/bench/decode-cpu.json`).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from moespec.routing import FAMILIES, RouterOutput
 from moespec.step_router import NaturalRouter, StepRouter, StepRouting
 
 if TYPE_CHECKING:
-    from moespec.models import MoeLayer
+    from moespec.moe_layers import MoeLayer
 
 MAX_HIDDEN_SIZE = 1024  # beyond, the products outweigh the calls
 MAX_COPIED_BYTES = 2**30
@@ -95,6 +96,8 @@ class LeanDecoder:
     def of(model: Any, layers: Any, moe_layers: list[MoeLayer], experts: Experts) -> LeanDecoder | None:
         """The stand-in, or None where it does not pay or does not reproduce the model."""
         if unsupported_reason(model, layers) is not None or load_kernels() is None:
+            return None
+        if any(moe.family not in FAMILIES for moe in moe_layers):
             return None
         lean = LeanDecoder(model, layers, moe_layers, experts)
         tokens_T, positions_T = torch.arange(NUM_PROBE_TOKENS), torch.arange(NUM_PROBE_TOKENS)
@@ -198,6 +201,9 @@ def unsupported_reason(model: Any, layers: Sequence[Any]) -> str | None:
     base: Any = getattr(model, "model", None)
     if any(not hasattr(base, name) for name in ("embed_tokens", "rotary_emb", "norm")):
         return "it has other parts"
+    rotary = getattr(base.rotary_emb, "forward", None)
+    if rotary is None or list(inspect.signature(rotary).parameters) != ["x", "position_ids"]:
+        return "its rotary embedding depends on more than positions"
     if type(base.embed_tokens) is not nn.Embedding:
         return "its embeddings are no plain table"
     if any(not hasattr(config, name) for name in ("rms_norm_eps", "num_experts_per_tok")):

@@ -11,7 +11,7 @@ from torch import Tensor
 from moespec.budget import MoESpec, row_weights
 from moespec.config import BudgetConfig
 from moespec.counts import RoutingCounts, count_routing
-from moespec.models import MoeLayer
+from moespec.moe_layers import MoeLayer
 from moespec.policies.base import ExpertPolicy
 from moespec.routing import RouterOutput, router_scores
 from moespec.step_router import CompiledBudget, StepRouting
@@ -84,13 +84,20 @@ class StepRecorder:
         weights_LTK = torch.stack([plan.weights_TK for plan in self._plans])
         ids_LTK = torch.stack([plan.ids_TK for plan in self._plans])
         num_experts = self._outputs[0].logits_TE.shape[-1]
+        # Where probability is no softmax of the logits, its sum is taken here instead.
+        families = [layer.family for layer in self._moe_layers]
+        is_softmax = all(family.activation == "softmax" for family in families)
+        pairs = zip(families, self._outputs, strict=True)
         return StepRouting(
-            logits_LTE=torch.stack([output.logits_TE for output in self._outputs]),
+            logits_LTE=torch.stack([output.logits_TE for output in self._outputs]) if is_softmax else None,
             natural_ids_LTK=torch.stack([output.ids_TK for output in self._outputs]),
             natural_weights_LTK=torch.stack([output.weights_TK for output in self._outputs]),
             ids_LTK=ids_LTK,
             weights_LTK=weights_LTK,
             kept_LE=torch.stack([_shortlist(plan, num_experts) for plan in self._plans]),
+            score_LE=None
+            if is_softmax
+            else torch.stack([family.probabilities(output.logits_TE).sum(dim=0) for family, output in pairs]),
         )
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from moespec.bench.layers import EMBEDDED
-from moespec.bench.machine import free_bytes
 from moespec.config import EMBEDDED_TARGET
 from moespec.cost import WORKED_SHAPES, ModelShape
 from moespec.drafters.eagle3 import Eagle3Drafter, make_pass
 from moespec.drafters.head import Eagle3Config, Eagle3Head
 from moespec.engine import Engine
 from moespec.hf import AutoConfig, AutoModelForCausalLM
+from moespec.memory import free_bytes
 from moespec.target import Target
 
 MODEL_NAMES = (EMBEDDED, "OLMoE-1B-7B", "Qwen3-30B-A3B")

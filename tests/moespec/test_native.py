@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from moespec import BudgetConfig, Engine
 from moespec.budget import MoESpec
-from moespec.models import find_moe_layers
+from moespec.moe_layers import find_moe_layers
 from moespec.native import load_kernels
 from moespec.native.weights import exact, panels, quantized
 from moespec.routing import FAMILIES
