@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moespec.batch_cache import RequestRows
 from moespec.config import MAX_TREE_TOKENS
 from moespec.experts import PackedExperts, can_compile
 from moespec.kv_cache import TreeCache
@@ -103,7 +104,8 @@ class LeanDecoder:
         tokens_T, positions_T = torch.arange(NUM_PROBE_TOKENS), torch.arange(NUM_PROBE_TOKENS)
         expected_TV = model(tokens_T[None], use_cache=False).logits[0]
         router = NaturalRouter(NUM_PROBE_TOKENS)
-        logits_TV, _ = lean.forward(tokens_T, positions_T, None, TreeCache(len(layers)), NUM_PROBE_TOKENS, router)
+        rows = [RequestRows(TreeCache(len(layers)), NUM_PROBE_TOKENS, None)]
+        logits_TV, _ = lean.forward(tokens_T, positions_T, rows, NUM_PROBE_TOKENS, router)
         error = (logits_TV - expected_TV).abs().max()
         return lean if error <= PROBE_TOLERANCE * expected_TV.abs().max() else None
 
@@ -111,8 +113,7 @@ class LeanDecoder:
         self,
         token_ids_T: Tensor,
         positions_T: Tensor,
-        seen_TT: Tensor | None,
-        cache: TreeCache,
+        requests: Sequence[RequestRows],
         keep: int,
         router: StepRouter,
     ) -> tuple[Tensor, Sequence[Tensor] | Tensor]:
@@ -120,45 +121,47 @@ class LeanDecoder:
         use_threads()
         embeds = self._embeddings.take(token_ids_T.numpy(), axis=0)
         turns = self._turns(positions_T)
-        seen = _CAUSAL if seen_TT is None else seen_TT.numpy()
-        head_dim, start = turns[0].shape[1], cache.length
-        for layer, kept in zip(self._layers, cache.layers, strict=True):
-            kept.reserve((1, layer.num_kv_heads, len(embeds), head_dim), self._like)
+        tables, seen = self._tables(requests, turns[0].shape[1]), _seen(requests)
         budget = router.compiled_budget() if self._is_one_call else None
         if budget is None:
-            return self._layer_by_layer(embeds, turns, (start, seen), cache, keep, router)
+            return self._layer_by_layer(embeds, turns, (tables, seen), keep, router)
         first = self._layers[0]
-        logits, entering, *routing = self._kernels.decoder.decode(
-            *(
-                embeds,
-                self._all_arrays,
-                tuple(kept.arrays() for kept in cache.layers),
-                self._final,
-                self._eps,
+        logits, entering, *routing, kept = self._kernels.decoder.decode(
+            *(embeds, self._all_arrays, tables, self._final, self._eps, *turns, seen),
+            (self._top_k, first.kind, first.scale),
+            (
+                budget.is_shared,
+                (budget.natural, budget.protect_root, budget.size, budget.coverage, budget.truncates),
             ),
-            *(*turns, start, seen, (self._top_k, first.kind, first.scale)),
-            (budget.natural, budget.protect_root, budget.size, budget.coverage, budget.truncates),
             *(budget.row_weights_T.numpy(), keep),
         )
-        router.record(StepRouting(*(torch.from_numpy(part) for part in routing)))
+        sizes = [rows.num_rows for rows in requests]
+        parts = [torch.from_numpy(part) for part in routing]
+        router.record(StepRouting.by_request(parts, list(torch.from_numpy(kept)), sizes))
         return torch.from_numpy(logits), torch.from_numpy(entering)
 
+    def _tables(self, requests: Sequence[RequestRows], head_dim: int) -> np.ndarray:
+        """Each layer's table for `native.attention`, int64 [L, R, 7]; room for the rows is made."""
+        tables = np.empty((len(self._layers), len(requests), 7), np.int64)
+        first = 0
+        for number, (cache, num_rows, _) in enumerate(requests):
+            start = cache.length
+            for layer, kept in zip(self._layers, cache.layers, strict=True):
+                kept.reserve((1, layer.num_kv_heads, num_rows, head_dim), self._like)
+            tables[:, number, :4] = first, num_rows, start, start
+            tables[:, number, 4:] = cache.places()
+            first += num_rows
+        return tables
+
     def _layer_by_layer(
-        self,
-        hidden: np.ndarray,
-        turns: Any,
-        place: tuple[int, np.ndarray],
-        cache: TreeCache,
-        keep: int,
-        router: StepRouter,
+        self, hidden: np.ndarray, turns: Any, place: tuple[np.ndarray, np.ndarray], keep: int, router: StepRouter
     ) -> tuple[Tensor, list[Tensor]]:
-        layers, entering, (start, seen) = self._kernels.layers, [], place
-        for number, (layer, kept) in enumerate(zip(self._layers, cache.layers, strict=True)):
+        layers, entering, (tables, seen) = self._kernels.layers, [], place
+        for number, layer in enumerate(self._layers):
             entering.append(torch.from_numpy(hidden))
             hidden = hidden + self._kernels.attention.attention(
                 layers.unit_rows(hidden, layer.input_norm, self._eps),
-                *(layer.qkv, layer.query_key_norms, self._eps, layer.out, *turns),
-                *(*kept.arrays(), start, start, seen, layer.scale),
+                *(layer.qkv, layer.query_key_norms, self._eps, layer.out, *turns, tables[number], seen, layer.scale),
             )
             hidden = hidden + self._mlp(number, layer, layers.unit_rows(hidden, layer.mlp_norm, self._eps), router)
         norm, lm_head = self._final
@@ -186,6 +189,20 @@ class LeanDecoder:
         like = self._model.model.embed_tokens.weight
         cos, sin = (array(part[0]) for part in self._model.model.rotary_emb(like, positions_T[None]))
         return cos, sin
+
+
+def _seen(requests: Sequence[RequestRows]) -> np.ndarray:
+    """The mask [T, M] of `native.attention`: of the rows of its request, which each row sees; no columns for causal."""
+    if len(requests) == 1:
+        seen_TT = requests[0].seen_TT
+        return _CAUSAL if seen_TT is None else seen_TT.numpy()
+    sizes = [rows.num_rows for rows in requests]
+    seen, first = np.zeros((sum(sizes), max(sizes)), np.bool_), 0
+    for _, size, seen_TT in requests:
+        assert seen_TT is not None, "a prompt is read alone"
+        seen[first : first + size, :size] = seen_TT.numpy()
+        first += size
+    return seen
 
 
 def unsupported_reason(model: Any, layers: Sequence[Any]) -> str | None:

@@ -98,6 +98,10 @@ class RouterFamily:
         scores_TE = self.scores(logits_TE)
         return scores_TE if self.activation == "softmax" else scores_TE / scores_TE.sum(dim=-1, keepdim=True)
 
+    def softmax_logits(self, logits_TE: Tensor) -> Tensor:
+        """[T, E], of which the softmax is `probabilities`: of most routers their logits."""
+        return logits_TE if self.activation == "softmax" else self.probabilities(logits_TE).log()
+
     def selection(self, logits_TE: Tensor, probs_TE: Tensor, kept_E: Tensor | None = None) -> Tensor:
         """What each row's top-k is taken of, [T, E]; minus infinity outside the shortlist and the row's groups."""
         ranks_logits = self.biases_logits or self.weighing in (Weighing.SOFTMAX_OF_CHOSEN, Weighing.SPARSE_MIXER)

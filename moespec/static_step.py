@@ -208,7 +208,7 @@ class StaticRouter:
     def compiled_budget(self) -> None:
         """Layers are asked one by one: this router runs where the CPU's kernels do not."""
 
-    def record(self, routing: StepRouting) -> None:
+    def record(self, routings: list[StepRouting]) -> None:
         raise AssertionError("layers are asked one by one")
 
     def routing(self) -> StepRouting:

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from moespec.backends import TritonBackend, choose_backend, rule_of
+from moespec.batch_cache import BatchCache, RequestRows
 from moespec.dense import Mask, PackedLinear, TreeMask, can_pack, mask_by_type, masked_attention
 from moespec.fused import Forward, fused_norm, logits_alone
 from moespec.graph import Graphs
-from moespec.hf import ALL_ATTENTION_FUNCTIONS, ALL_EXPERTS_FUNCTIONS, PreTrainedModel
+from moespec.hf import ALL_ATTENTION_FUNCTIONS, ALL_EXPERTS_FUNCTIONS, Cache, PreTrainedModel
 from moespec.kv_cache import TreeCache
 from moespec.lean import LeanDecoder
 from moespec.moe_layers import attention_windows, decoder_layers, find_moe_layers
 from moespec.native.weights import version
 from moespec.routing import RouterOutput
 from moespec.step_router import StepRouter
+from moespec.types import DraftTree
 
 _engine_numbers = itertools.count()
 
@@ -165,13 +167,33 @@ class Target:
         `seen_TT`: bool, which of the new rows each row sees (a tree's ancestors and itself); None is causal.
         """
         if self._lean is not None:
-            assert self._router is not None
-            logits_TV, entering = self._lean.forward(token_ids_T, positions_T, seen_TT, cache, keep, self._router)
-            self._features = {number: entering[number] for number in self._tap_layers}
-            return logits_TV
+            return self._run_lean(
+                self._lean, token_ids_T, positions_T, [RequestRows(cache, len(token_ids_T), seen_TT)], keep
+            )
         masking = contextlib.nullcontext() if seen_TT is None else self._mask.over(seen_TT, positions_T, cache.length)
         with masking as mask:
             return self._run_model(token_ids_T, positions_T, mask, cache, keep)
+
+    def forward_trees(self, trees: Sequence[DraftTree], caches: Sequence[TreeCache]) -> Tensor:
+        """Logits [T, V] of all rows of several requests' trees, each behind what its own cache holds; as `forward`."""
+        pairs = list(zip(trees, caches, strict=True))
+        token_ids_T = torch.cat([tree.tokens_T for tree in trees])
+        positions_T = torch.cat([tree.depths_T + cache.length for tree, cache in pairs])
+        requests = [RequestRows(cache, tree.num_rows, tree.mask_TT) for tree, cache in pairs]
+        if self._lean is not None:
+            return self._run_lean(self._lean, token_ids_T, positions_T, requests, len(token_ids_T))
+        joined = BatchCache(requests)
+        mask_TS, key_positions_S = joined.mask(positions_T, self.dtype)
+        mask = mask_by_type(mask_TS, self.windows, positions_T, key_positions_S)
+        return self._run_model(token_ids_T, positions_T, mask, joined, len(token_ids_T))
+
+    def _run_lean(
+        self, lean: LeanDecoder, token_ids_T: Tensor, positions_T: Tensor, requests: Sequence[RequestRows], keep: int
+    ) -> Tensor:
+        assert self._router is not None
+        logits_TV, entering = lean.forward(token_ids_T, positions_T, requests, keep, self._router)
+        self._features = {number: entering[number] for number in self._tap_layers}
+        return logits_TV
 
     def forward_masked(
         self, token_ids_T: Tensor, positions_T: Tensor, mask_TS: Tensor, key_positions_S: Tensor, cache: TreeCache
@@ -181,7 +203,7 @@ class Target:
         return self._run_model(token_ids_T, positions_T, mask, cache, len(token_ids_T))
 
     def _run_model(
-        self, token_ids_T: Tensor, positions_T: Tensor, mask: Mask | None, cache: TreeCache, keep: int
+        self, token_ids_T: Tensor, positions_T: Tensor, mask: Mask | None, cache: Cache, keep: int
     ) -> Tensor:
         with self._own_attention() if mask is not None else contextlib.nullcontext():
             output = self.model(

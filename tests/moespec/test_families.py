@@ -21,6 +21,7 @@ from moespec import BudgetConfig, DraftContext, DraftTree, Engine, GenerationCon
 from moespec.budget import MoESpec
 from moespec.routing import RouterOutput, router_scores
 from moespec.tree import chain
+from tests.conftest import conversation_of
 from tests.drafters import PlantingDrafter
 from tests.families import NUM_EXPERTS, WINDOW, family_names, tiny_family_model
 from tests.readme import assert_block
@@ -112,7 +113,7 @@ def write(engine: Engine, budget: BudgetConfig) -> tuple[Any, list[torch.Tensor]
         engine.drafter._rng.seed(0)
     engine.forget()
     steps = list(engine.generate(prompt(), GenerationConfig(max_new_tokens=NEW_TOKENS, ignore_eos=True), budget))
-    kept_by = engine._conversation.cache
+    kept_by = conversation_of(engine).cache
     kept = [part[:, :, : kept_by.length].clone() for layer in kept_by.layers for part in (layer.keys, layer.values)]
     return steps, kept
 
