@@ -19,6 +19,7 @@ from torch import Tensor
 from moespec.clock import Clock
 from moespec.config import BudgetConfig, GenerationConfig, TreeConfig
 from moespec.control import Control
+from moespec.governors.base import Governor
 from moespec.run import Proposal, Run
 from moespec.seats import Seat
 from moespec.trace import StepTrace
@@ -39,6 +40,7 @@ class Request:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     tree: TreeConfig = field(default_factory=TreeConfig)
     control: Control = field(default_factory=Control)
+    governor: Governor | None = None  # of its own: it learns from the request's steps
 
 
 @dataclass(eq=False)

@@ -21,6 +21,7 @@ from moespec.config import EMBEDDED_TARGET, BudgetConfig, GenerationConfig, Tree
 from moespec.control import Control
 from moespec.drafters.base import Drafter
 from moespec.drafters.loading import find_drafter
+from moespec.governors.base import Governor
 from moespec.models import load_model
 from moespec.prompts import encode_prompt
 from moespec.report import Pieces, device_card, run_settings
@@ -168,14 +169,16 @@ class Engine:
         budget: BudgetConfig | None = None,
         tree: TreeConfig | None = None,
         control: Control | None = None,
+        governor: Governor | None = None,
     ) -> Iterator[StepTrace]:
         """Stream the answer to a text, a list of chat messages, or token ids. The last step carries the summary.
 
+        A governor decides tree and budget step by step, within what is asked for (`governors`).
         ValueError at once for a prompt that cannot be used. Another thread's generation is waited for; closing the
         iterator early, at any point, leaves the engine usable.
         """
         generation, budget, tree = generation or GenerationConfig(), budget or BudgetConfig(), tree or TreeConfig()
-        request = Request(prompt, generation, budget, tree, control or Control())
+        request = Request(prompt, generation, budget, tree, control or Control(), governor)
         return self._steps(self.encode(prompt, generation), request)
 
     def generate_batch(self, requests: Iterable[Request], max_requests: int = 8) -> Iterator[tuple[int, StepTrace]]:
@@ -247,6 +250,7 @@ class Engine:
             budget=request.budget,
             tree=request.tree,
             control=request.control,
+            governor=request.governor,
             card=self.card,
         )
 

@@ -18,6 +18,7 @@ from moespec.clock import Clock
 from moespec.config import BudgetConfig, GenerationConfig, TreeConfig
 from moespec.control import Control
 from moespec.drafters.base import DraftContext, Drafter
+from moespec.governors.base import Governor, Outcome
 from moespec.kv_cache import TreeCache
 from moespec.policies.base import ExpertPolicy
 from moespec.prompts import end_ids
@@ -82,6 +83,7 @@ class Run:
     budget: BudgetConfig
     tree: TreeConfig
     control: Control
+    governor: Governor | None
     card: Callable[[], dict]  # asked at the end: what runs the experts may have changed by then
 
     def __post_init__(self) -> None:
@@ -134,7 +136,11 @@ class Run:
         """1) Draft: the drafter's tree below the last committed token."""
         started = self.clock.mark()
         budget, config = self.control.settings(self.budget, self.tree)
+        if self.governor is not None:
+            config, budget = self.governor.settings(config, budget)
         tree = self._propose(config)
+        if self.governor is not None and tree.num_rows > 1:
+            tree, budget = self.governor.choose(tree.without_padding(), budget)
         draft = Draft(tree, self.conversation.cache, self.generation)
         return Proposal(
             draft, budget, config, policy_for(budget, self.target.num_experts), (started, self.clock.mark())
@@ -170,7 +176,10 @@ class Run:
 
     def finished(self, step: StepTrace, began: float) -> StepTrace:
         """The step with its last figures: of what began so long ago, `other_ms` is neither drafting nor verifying."""
-        step.other_ms = (time.perf_counter() - began) * 1e3 - step.draft_ms - step.verify_ms
+        whole_ms = (time.perf_counter() - began) * 1e3
+        step.other_ms = whole_ms - step.draft_ms - step.verify_ms
+        if self.governor is not None:
+            self.governor.observe(Outcome(len(step.token_ids), whole_ms, step.mass_kept))
         return self._added(step, self._elapsed_ms())
 
     def _propose(self, config: TreeConfig) -> DraftTree:

@@ -100,6 +100,28 @@ def chain(root: int, tokens: list[int], logp: list[float], device: torch.device)
     )
 
 
+def most_likely_rows(tree: DraftTree, num_rows: int) -> DraftTree:
+    """The root and the rows most likely to be reached, `num_rows` in all, in the order they had.
+
+    A path is never likelier than where it began, so the ancestors of a row that is kept are kept, too.
+    """
+    order_T = tree.draft_logp_T.sort(descending=True, stable=True).indices  # stable: parents before children as likely
+    rows_N = order_T[:num_rows].sort().values
+    places_T = torch.full_like(tree.parents_T, -1).index_copy_(0, rows_N, torch.arange(num_rows, device=rows_N.device))
+    parents_N = tree.parents_T[rows_N]
+    alt_ids_TA, alt_logp_TA = tree.alt_ids_TA, tree.alt_logp_TA
+    return DraftTree(
+        tokens_T=tree.tokens_T[rows_N],
+        parents_T=torch.where(parents_N < 0, parents_N, places_T[parents_N.clamp(min=0)]),
+        depths_T=tree.depths_T[rows_N],
+        draft_logp_T=tree.draft_logp_T[rows_N],
+        mask_TT=tree.mask_TT[rows_N][:, rows_N],
+        alt_ids_TA=None if alt_ids_TA is None else alt_ids_TA[rows_N],
+        alt_logp_TA=None if alt_logp_TA is None else alt_logp_TA[rows_N],
+        max_depth=tree.max_depth,
+    )
+
+
 class _Growth:
     """A tree as it grows: all candidates in pool order (parents before children), and what was seen on the way."""
 

@@ -123,6 +123,7 @@ def replay(engine: Engine, arm: Arm, prompt_ids: list[int], text_ids: list[int])
         budget=arm.budget,
         tree=arm.tree or TreeConfig(),
         control=Control(),
+        governor=None,
         card=engine.card,
         text_ids=text_ids,
     )
