@@ -41,7 +41,7 @@ def num_asked(config: TreeConfig) -> int:
 
 
 def least_logp(config: TreeConfig) -> float:
-    """Of a path that is kept. Without a limit it is still finite: compiled arithmetic knows no infinity."""
+    """The least of a path that is kept. Without a limit it is still finite: compiled arithmetic knows no infinity."""
     return math.log(config.min_path_p) if config.min_path_p else -1e30
 
 

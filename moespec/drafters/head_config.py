@@ -9,8 +9,9 @@ A tap is the residual entering a decoder layer, as in SafeAILab's code. Lists of
 and each runtime looks for its own in another place:
 - `eagle_aux_hidden_state_layer_ids` at the top is vLLM's: n enters layer n.
 - The same key inside `eagle_config` is SpecForge's and SGLang's. A list that begins with 1 names outputs, so that n
-  enters layer n + 1: the first tap of every recipe is the output of layer 1. Any other list names what enters layers:
-  so vLLM reads it, and SGLang for DeepSeek targets since its pull request 25454 (others' it still takes for outputs).
+  enters layer n + 1: the first tap of every recipe is the output of layer 1. Any other list names what enters layers,
+  as SpecForge's for Kimi-K2 does (2, 30 and 58 of 61): so vLLM reads it, and SGLang for DeepSeek targets since its pull
+  request 25454, while other targets' lists are outputs to it still.
 Without a list the taps enter layers 2, n // 2 and n - 3 of n. Who knows better says so: the head for OLMoE-1B-7B
 (`wantsleep/OLMoE_1B_7B_Eagle3`) was trained on 2, n // 2 and n - 1, which its config does not tell.
 

@@ -31,5 +31,7 @@ def fetch_head(hub_id: str) -> Path:
                 break
     except (OSError, ValueError) as error:  # what the hub's client raises offline, or for a name that is none
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"the draft head {hub_id} could not be fetched from the hub: {reason}") from error
+        raise ValueError(
+            f"the draft head {hub_id} is no directory here and could not be fetched from the hub: {reason}"
+        ) from error
     return folder

@@ -21,7 +21,6 @@ from moespec.drafters.small_model import load_small_model
 from moespec.target import Target
 
 SMALL_MODEL = "model:"  # what the name of a small draft model begins with
-TapLayers = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,10 @@ class DrafterChoice:
 
 
 def find_drafter(
-    wanted: str | Path | Drafter | None, target: Target, folder: Path | None, tap_layers: TapLayers | None = None
+    wanted: str | Path | Drafter | None,
+    target: Target,
+    folder: Path | None,
+    tap_layers: tuple[int, ...] | None = None,
 ) -> DrafterChoice:
     """`wanted`: None or "none"; "ngram"; "auto" (a head beside `folder`, else n-gram); a head's folder or hub id;
     "model:PATH", a small model's folder or hub id; a Drafter.
@@ -81,7 +83,7 @@ def _named_head(wanted: str | Path | Drafter | None) -> Path | None:
     )
 
 
-def load_eagle3(folder: Path, target: Target, tap_layers: TapLayers | None = None) -> Eagle3Drafter:
+def load_eagle3(folder: Path, target: Target, tap_layers: tuple[int, ...] | None = None) -> Eagle3Drafter:
     """The head in `folder`, on the target's device, with the target's embeddings and output layer where it has none."""
     head = load_head(folder, len(target.layers), tap_layers)
     embeddings: Any = target.model.get_input_embeddings().weight

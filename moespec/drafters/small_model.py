@@ -104,7 +104,7 @@ def load_small_model(path: str, target: Target) -> SmallModelDrafter:
     model, tokenizer = load_model(path, device=str(target.device), dtype=target.dtype)
     config = model.config.get_text_config()
     other_layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    if getattr(config, "sliding_window", None) or other_layers:
+    if getattr(config, "sliding_window", None) or other_layers or not hasattr(config, "max_position_embeddings"):
         raise ValueError(f"{path} cannot draft: it has layers other than full attention, which a draft tree needs.")
     difference = _difference(target.tokenizer, tokenizer)
     if difference:

@@ -110,8 +110,8 @@ class Rows:
     tokens_N, positions_N  int64; hidden_ND: g
     start                  where the rows' keys and values go
     num_free               every row sees the first so many keys
-    seen_NM                bool; which of the keys behind those a row sees. None: all, which is right for the last row:
-                           what the one layer keeps of the others, their keys and values, does not depend on what they see
+    seen_NM                bool; which of the keys behind those a row sees. None: all, which is right for the last row;
+                           what one layer keeps of the others, keys and values, does not depend on what they see
     """
 
     tokens_N: Tensor

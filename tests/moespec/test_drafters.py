@@ -107,7 +107,9 @@ def test_only_the_config_and_one_kind_of_weights_are_asked_for(hub, monkeypatch)
 
 @pytest.mark.parametrize("name", [HUB_ID, "owner/..head.."])
 def test_without_a_way_to_the_hub_there_is_one_sentence(attached, hub, name):
-    with pytest.raises(ValueError, match=f"the draft head {name} could not be fetched from the hub: ") as refusal:
+    with pytest.raises(
+        ValueError, match=f"the draft head {name} is no directory here and could not be fetched"
+    ) as refusal:
         find_drafter(name, attached, None)
     assert "\n" not in str(refusal.value)
 

@@ -9,7 +9,15 @@ import pytest
 import torch
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from moespec import DraftContext, Engine, GenerationConfig, TreeConfig
 from moespec.drafters.small_model import SmallModelDrafter
@@ -119,6 +127,10 @@ def sliding_model() -> Any:
     return MistralForCausalLM(MistralConfig(vocab_size=VOCAB, **SHAPE, num_key_value_heads=4, sliding_window=8))
 
 
+def recurrent_model() -> Any:
+    return MambaForCausalLM(MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=4))
+
+
 OTHER_WORDS = {f"w{n}": n for n in range(VOCAB - 1)} | {"other": VOCAB - 1}
 
 
@@ -129,8 +141,9 @@ OTHER_WORDS = {f"w{n}": n for n in range(VOCAB - 1)} | {"other": VOCAB - 1}
         (dense_model, {"lower": True}, "share the target's tokenizer: it reads 'W1 w2' as"),
         (lambda: dense_model(90), {}, "it knows 90 of the target's 97 ids"),
         (sliding_model, {}, "layers other than full attention"),
+        (recurrent_model, {}, "layers other than full attention"),
     ],
-    ids=["vocabulary", "normalizer", "ids", "window"],
+    ids=["vocabulary", "normalizer", "ids", "window", "recurrent"],
 )
 def test_a_model_that_cannot_draft_for_the_target_is_refused(folders, model, tokenizer, sentence, monkeypatch):
     target, small = folders
