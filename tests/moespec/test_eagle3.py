@@ -11,6 +11,7 @@ from moespec import DraftContext, Engine, TreeConfig
 from moespec.drafters.checkpoint import load_head, save_head
 from moespec.drafters.eagle3 import Eagle3Drafter, make_pass
 from moespec.drafters.head import Eagle3Config, Eagle3Head
+from moespec.drafters.rope import Rope
 from moespec.drafters.torch_pass import TorchPass
 from tests.conftest import tiny_model
 
@@ -35,7 +36,16 @@ def tiny_head(**options) -> Eagle3Head:
     return head
 
 
-@pytest.mark.parametrize("options", [{}, {"norm_before_residual": True}, {"norm_output": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"norm_before_residual": True},
+        {"norm_output": True},
+        {"norm_before_fc": True, "fc_norm": True},
+        {"rope": Rope(1e4, {"rope_type": "linear", "factor": 3.0})},
+    ],
+)
 def test_a_drafted_chain_has_the_probabilities_of_the_training_forward(options):
     head = tiny_head(**options)
     drafter = Eagle3Drafter(head, max_context=64)
