@@ -55,7 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", help="directory or hub id (default: the embedded model)")
-    parser.add_argument("--drafter", default="auto", help="auto, ngram, none, or a draft head's directory")
+    parser.add_argument(
+        "--drafter",
+        default="auto",
+        help="auto, ngram, none, a draft head's directory or hub id, or model:PATH for a small model's",
+    )
+    parser.add_argument(
+        "--taps", metavar="N,N,N", help="layers whose input the head reads, where its config does not say: 2,8,15"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
@@ -146,7 +153,15 @@ def _load(args: argparse.Namespace) -> Engine:
         dtype=args.dtype,
         backend=args.backend,
         revision=args.revision,
+        tap_layers=None if args.taps is None else _layers(args.taps),
     )
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"taps={text!r} is not a list of layers, such as 2,8,15.")
+    return tuple(int(part) for part in parts)
 
 
 def _budget(args: argparse.Namespace) -> BudgetConfig:

@@ -41,7 +41,10 @@ class Drafter(Protocol):
     tap_layers: tuple[int, ...]
 
     def propose(self, context: DraftContext) -> DraftTree:
-        """A tree below the root with at most `context.tree.total_tokens` rows."""
+        """A tree below the root with at most `context.tree.total_tokens` rows.
+
+        The token ids are those of the proposal before, as far as `truncate` has left them, and more.
+        """
         ...
 
     def observe(self, features_NF: Tensor | None) -> None:

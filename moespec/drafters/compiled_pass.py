@@ -8,7 +8,6 @@ cache; the formula is `head.py`'s, the kernels are `native/head.py` and `native/
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from moespec.drafters.head import Eagle3Head
 from moespec.drafters.passes import KeysAndValues, rope_table
 from moespec.native import array, load_kernels, use_threads
 from moespec.native.weights import quantized
-from moespec.tree import NUM_ALTERNATIVES, num_asked
+from moespec.tree import NUM_ALTERNATIVES, least_logp, num_asked
 from moespec.types import DraftTree
 
 
@@ -31,7 +30,7 @@ class CompiledPass:
 
     def __init__(self, head: Eagle3Head, max_context: int) -> None:
         self._kernels: Any = load_kernels()
-        layer, config = head.midlayer, head.config
+        self._head, layer, config = head, head.midlayer, head.config
         attention, mlp = layer.self_attn, layer.mlp
         norms = (layer.input_layernorm, layer.hidden_norm, layer.post_attention_layernorm)
         self._weights = (
@@ -66,8 +65,8 @@ class CompiledPass:
         end = start + len(tokens)
         self._kv.reserve(end)
         state = self._kernels.head.extend(
-            *(features_NF.float().contiguous().numpy(), np.array(tokens, np.int64), self._fc, self._weights),
-            *(self._embeddings, self._cos[start:end], self._sin[start:end]),
+            *(self._head.normed(features_NF.float()).contiguous().numpy(), np.array(tokens, np.int64)),
+            *(self._fc, self._weights, self._embeddings, self._cos[start:end], self._sin[start:end]),
             *(self._table(len(tokens), start), (self._scale, self._before_residual)),
         )
         return torch.from_numpy(state)
@@ -76,7 +75,7 @@ class CompiledPass:
         use_threads()
         vocab = len(self._vocab_map)
         top_k = min(config.top_k, vocab)
-        least = math.log(config.min_path_p) if config.min_path_p else -1e30  # no infinity in fast arithmetic
+        least = least_logp(config)
         self._kv.reserve(length + (config.depth - 1) * top_k)
         shape = (config.depth, top_k, min(num_asked(config), vocab), least)
         pool = self._kernels.tree.grow(
