@@ -61,6 +61,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drafter", default="auto", help="auto, ngram, none, or a draft head's directory")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--backend", default="auto", help="what runs the experts: auto, reference, cpu or triton")
     parser.add_argument("--threads", type=int, help="CPU threads")
 
@@ -88,6 +89,7 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--ignore-eos", action="store_true")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="may be given more than once")
     parser.add_argument("--raw", action="store_true", help="no chat template")
+    parser.add_argument("--no-thinking", action="store_true", help="turn off the template's switch for thinking aloud")
     parser.add_argument("--json", action="store_true", help="one JSON object per step and, last, the summary")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="also write the trace as JSON lines")
     parser.set_defaults(handler=_generate)
@@ -150,7 +152,12 @@ def _load(args: argparse.Namespace) -> Engine:
             raise ValueError(f"threads={args.threads} is not allowed: use 1 or more.")
         torch.set_num_threads(args.threads)
     return Engine.from_pretrained(
-        args.target or EMBEDDED_TARGET, args.drafter, device=args.device, dtype=args.dtype, backend=args.backend
+        args.target or EMBEDDED_TARGET,
+        args.drafter,
+        device=args.device,
+        dtype=args.dtype,
+        backend=args.backend,
+        revision=args.revision,
     )
 
 
@@ -181,6 +188,7 @@ def _generate(args: argparse.Namespace) -> int:
         ignore_eos=args.ignore_eos,
         stop=tuple(args.stop),
         raw=args.raw,
+        thinking=not args.no_thinking,
     )
     if args.trace is not None and not args.trace.absolute().parent.is_dir():
         raise ValueError(f"{args.trace} cannot be written: its folder does not exist.")

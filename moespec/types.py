@@ -66,11 +66,16 @@ class DraftTree:
 
 @dataclass(frozen=True)
 class TreeContext:
-    """What a policy may know of the rows beside their routing: their place in the tree."""
+    """What a policy may know of the rows beside their routing: their place in the tree.
+
+    requests_T  int64, ascending: which request of a batch each row belongs to, where a policy is asked for all of them
+                together (`BudgetConfig.scope`). None: all rows are one request's
+    """
 
     depths_T: Tensor
     draft_logp_T: Tensor
     layer: int
+    requests_T: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from moespec.bench.machine import free_bytes, measure_ceilings, time_in_rotation
+from moespec.bench.machine import measure_ceilings, time_in_rotation
+from moespec.memory import free_bytes
 from moespec.report import cpu_name
 
 MEASURED, DATASHEET, TYPED = "measured", "datasheet", "typed in"

@@ -18,9 +18,8 @@ from moespec.control import Control
 from moespec.drafters.base import DraftContext
 from moespec.engine import Engine
 from moespec.kv_cache import TreeCache
-from moespec.policies.base import ExpertPolicy
 from moespec.recorder import StepRecorder, policy_for
-from moespec.run import Conversation, Run
+from moespec.run import Conversation, Proposal, Run
 from moespec.step_router import NaturalRouter
 from moespec.trace import RunSummary
 from moespec.types import DraftTree, Verdict
@@ -86,7 +85,7 @@ def _verify(engine: Engine, arm: Arm, tree: DraftTree, prefix: int, cache: TreeC
     target = engine.target
     assert arm.budget is not None
     policy = policy_for(arm.budget, target.num_experts) if tree.num_rows > 1 else None
-    recorder = StepRecorder(target.moe_layers, tree, policy)
+    recorder = StepRecorder(target.moe_layers, [tree], policy)
     with target.stepping(recorder):
         return target.forward(tree.tokens_T, tree.depths_T + prefix, tree.mask_TT, cache, keep=tree.num_rows)
 
@@ -98,8 +97,8 @@ class Replay(Run):
     text_ids: list[int] = field(default_factory=list)
     root_agrees: list[bool] = field(default_factory=list)
 
-    def _verify(self, tree: DraftTree, policy: ExpertPolicy | None) -> Verified:
-        verified = super()._verify(tree, policy)
+    def _verify(self, proposal: Proposal) -> Verified:
+        verified = super()._verify(proposal)
         verdict, wanted = verified.verdict, self.text_ids[len(self.totals.token_ids) :]
         pairs = zip(verdict.token_ids, wanted, strict=False)
         num_same = next((n for n, (ours, theirs) in enumerate(pairs) if ours != theirs), len(verdict.token_ids))

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 
 from moespec.bench.layers import EMBEDDED
-from moespec.bench.machine import free_bytes
 from moespec.config import EMBEDDED_TARGET
 from moespec.drafters.eagle3 import Eagle3Drafter, make_pass
 from moespec.drafters.head import Eagle3Config, Eagle3Head
 from moespec.engine import Engine
 from moespec.hf import AutoModelForCausalLM
+from moespec.memory import free_bytes, num_parameters
 from moespec.published import published_config
-from moespec.shapes import meta_model
 
 MODEL_NAMES = (EMBEDDED, "OLMoE-1B-7B", "Qwen3-30B-A3B")
 NUM_DRAFT_WORDS = 32_000  # of the public EAGLE-3 heads
@@ -33,8 +32,7 @@ def load_engine(name: str, device: torch.device, dtype: str) -> Engine:
         raise ValueError(f"model {name!r} is not one of {', '.join(MODEL_NAMES)}.")
     config = published_config(name)
     weights_dtype = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
-    num_weights = sum(parameter.numel() for parameter in meta_model(config).parameters())
-    needed, free = num_weights * weights_dtype.itemsize + _SPARE_BYTES, free_bytes(device)
+    needed, free = num_parameters(config) * weights_dtype.itemsize + _SPARE_BYTES, free_bytes(device)
     if needed > free:
         raise ValueError(
             f"{name} takes {needed / 1e9:.0f} GB and {device} has {free / 1e9:.0f} GB free: "

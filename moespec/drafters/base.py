@@ -31,7 +31,7 @@ class DraftContext:
 
 
 class Drafter(Protocol):
-    """Proposes trees and is told what became of them.
+    """Proposes trees of one conversation and is told what became of them.
 
     `tap_layers`: decoder layers whose entering residual it wants as features; empty for none. The rows it observes are
     committed positions in order, none left out.
@@ -50,4 +50,8 @@ class Drafter(Protocol):
 
     def truncate(self, length: int) -> None:
         """Forget every position from `length` on; the next observed row is position `length`."""
+        ...
+
+    def fork(self) -> Drafter:
+        """One more like it, with the same weights, for another conversation. Only a batch asks for it."""
         ...

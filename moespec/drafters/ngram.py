@@ -28,6 +28,10 @@ class NgramDrafter:
     def truncate(self, length: int) -> None:
         """Nothing is kept."""
 
+    def fork(self) -> NgramDrafter:
+        """Itself: it keeps nothing of a conversation."""
+        return self
+
     def propose(self, context: DraftContext) -> DraftTree:
         """A chain of at most min(depth, total_tokens - 1) tokens; just the root if nothing matches."""
         ids = context.token_ids

@@ -23,6 +23,10 @@ class HeadPass(Protocol):
 
     has_fixed_shape: bool
 
+    def fork(self) -> HeadPass:
+        """The same weights, with keys and values of its own."""
+        ...
+
     def extend(self, tokens: list[int], features_NF: Tensor, start: int) -> Tensor:
         """Run over the committed pairs (features of a position, token behind it) from position `start` on and keep
         their keys and values; the state h_out [1, D] of the last."""
@@ -37,9 +41,14 @@ class KeysAndValues:
     """[2, heads, capacity, head_dim], grown by doubling."""
 
     def __init__(self, head: Eagle3Head) -> None:
+        self._head = head
         config, weight = head.config, head.fc.weight
         # Zeros: where a pass sees all that is stored, a weight of 0 does not silence a NaN.
         self.stored = weight.new_zeros(2, config.num_key_value_heads, INITIAL_CAPACITY, config.head_dim)
+
+    def empty(self) -> KeysAndValues:
+        """Others of the same head."""
+        return KeysAndValues(self._head)
 
     def reserve(self, length: int) -> None:
         capacity = self.stored.shape[2]

@@ -6,6 +6,7 @@ asked of the device, so that the tree arrives with its padding. Longer passes, w
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 
@@ -29,10 +30,18 @@ class StaticPass:
     has_fixed_shape = True
 
     def __init__(self, head: Eagle3Head, max_context: int, graphs: Graphs) -> None:
-        self._eager, self._graphs = TorchPass(head, max_context), graphs
-        self._layer, self._kv = self._eager.layer, self._eager.kv
-        self._extensions: Prepared[Tensor] = Prepared(graphs)
-        self._growths: Prepared[DraftTree] = Prepared(graphs)
+        self._graphs = graphs
+        self._begin(TorchPass(head, max_context))
+
+    def _begin(self, eager: TorchPass) -> None:
+        self._eager, self._layer, self._kv = eager, eager.layer, eager.kv
+        self._extensions: Prepared[Tensor] = Prepared(self._graphs)
+        self._growths: Prepared[DraftTree] = Prepared(self._graphs)
+
+    def fork(self) -> StaticPass:
+        twin = copy.copy(self)
+        twin._begin(self._eager.fork())  # what is captured reads and writes its own keys and values
+        return twin
 
     def extend(self, tokens: list[int], features_NF: Tensor, start: int) -> Tensor:
         size = next((bucket for bucket in BUCKETS if len(tokens) <= bucket), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -75,6 +76,11 @@ class TorchPass:
     def __init__(self, head: Eagle3Head, max_context: int) -> None:
         self.layer = HeadLayer(head, max_context)
         self.kv = KeysAndValues(head)
+
+    def fork(self) -> TorchPass:
+        twin = copy.copy(self)
+        twin.kv = self.kv.empty()
+        return twin
 
     def extend(self, tokens: list[int], features_NF: Tensor, start: int) -> Tensor:
         head = self.layer.head
