@@ -39,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     if given[:1] == ["quality"]:
         _add_quality(quality)
+    advice = commands.add_parser("advise", help="will speculation pay, with which tree and budget? before loading")
+    if given[:1] == ["advise"]:
+        _add_advise(advice)
     if given[:1] == ["train"]:
         from moespec.train.cli import add_train_parser
 
@@ -132,6 +135,15 @@ def _add_inspect_experts(inspect: argparse.ArgumentParser) -> None:
     _add_model_arguments(experts)
     add_arguments(experts)
     experts.set_defaults(handler=_inspect_experts)
+
+
+def _add_advise(parser: argparse.ArgumentParser) -> None:
+    from moespec.advise.cli import EPILOG, add_arguments, print_advice
+
+    parser.epilog = EPILOG
+    _add_model_arguments(parser)
+    add_arguments(parser)
+    parser.set_defaults(handler=lambda args: print_advice(args, _load))
 
 
 def _load(args: argparse.Namespace) -> Engine:

@@ -110,14 +110,14 @@ class CostTable:
         """A whole step of plain decoding."""
         return self.steps[0].total_ms.p20
 
-    def predict_ms(self, num_rows: float, budget: int | None, num_levels: int = 0, draft_top_k: int = 8) -> float:
+    def predict_ms(self, num_rows: float, budget: int | None, num_levels: float = 0, draft_top_k: int = 8) -> float:
         """A whole step: drafting `num_levels` levels, verifying `num_rows` rows, and the rest. 0 levels: no drafter."""
         if num_rows <= 1 and num_levels == 0:
             return self.plain_ms
         verify_and_rest = self.verify_ms(num_rows, budget) + self.other_ms(num_rows)
         return verify_and_rest + self.draft_ms(num_levels, draft_top_k)
 
-    def draft_ms(self, num_levels: int, top_k: int = 8) -> float:
+    def draft_ms(self, num_levels: float, top_k: int = 8) -> float:
         """Growing a tree of so many levels, `top_k` nodes expanded on each; 0 levels cost nothing."""
         return 0.0 if num_levels == 0 else float(_draft_terms(num_levels, top_k) @ self._draft_weights)
 
@@ -264,7 +264,7 @@ def _least_squares(rows: Sequence[Any], values: Sequence[float]) -> np.ndarray:
     return np.linalg.lstsq(np.array(rows) / scale[:, None], np.ones(len(values)), rcond=None)[0]
 
 
-def _draft_terms(num_levels: int, top_k: int) -> np.ndarray:
+def _draft_terms(num_levels: float, top_k: int) -> np.ndarray:
     """The root's children take no pass of the head below it; every further level takes one over `top_k` nodes."""
     return np.array([1.0, num_levels - 1, (num_levels - 1) * top_k])
 

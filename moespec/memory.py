@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from moespec.hf import AutoModelForCausalLM
+from moespec.shapes import meta_model
 
 HEADROOM = 1.05  # the cache of a conversation, a step's activations, buffers
 
@@ -29,9 +29,7 @@ def free_bytes(device: torch.device) -> int:
 
 def num_parameters(config: Any) -> int:
     """Of the causal model that a transformers config describes; weights that are shared count once."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in meta_model(config).parameters())
 
 
 def check_memory(name: str, num_weights: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -25,6 +25,7 @@ from torch import nn
 
 from moespec.config import BudgetConfig, GenerationConfig, TreeConfig
 from moespec.control import Control
+from moespec.cost import budget_ladder
 from moespec.cost_table import SCHEMA, CostTable, DraftPoint, Spread, StepPoint
 from moespec.engine import Engine
 from moespec.trace import StepTrace
@@ -126,9 +127,8 @@ def measure_costs(engine: Engine, seconds: float = 10.0) -> CostTable:
 
 
 def kinds_of(top_k: int, num_experts: int) -> list[Kind]:
-    """All sizes of trees with budgets of k, 1.5 k, 2 k, 3 k, 4 k and so on, and without; and the trees of `DRAFTS`."""
-    ladder = sorted({top_k * 2**n * halves // 2 for n in range(num_experts.bit_length()) for halves in (2, 3)})
-    budgets = [None, *(budget for budget in ladder if budget < num_experts)]
+    """All sizes of trees without a budget and with those of a ladder; and the trees of `DRAFTS`."""
+    budgets = [None, *budget_ladder(top_k, num_experts)]
     kinds = [Kind(TreeConfig(rows, DEPTH, BRANCHING, 0), budget) for rows in ROWS for budget in budgets]
     return kinds + [Kind(TreeConfig(16, depth, top_k, 0), None) for depth, top_k in DRAFTS]
 
@@ -145,19 +145,29 @@ def _round(kinds: Sequence[Kind], number: int, control: Control, steps: Iterator
 
 def _steps(engine: Engine, control: Control, prefix: list[int]) -> Generator[StepTrace]:
     """Steps of one conversation after the other, without end; `prefix` collects how many positions lay behind each."""
-    generation = GenerationConfig(max_new_tokens=engine.target.max_context)
-    for text in itertools.cycle(PROMPTS):
-        has_words = engine.target.tokenizer is not None
-        prompt = engine.encode(text if has_words else [ord(letter) % engine.target.vocab_size for letter in text])
-        engine.forget()
-        length = len(prompt)
-        for step in engine.generate(prompt, generation, control=control):
-            if step.kind != "prefill" and step.summary is None:  # the last may have been cut short
-                prefix.append(length)
-                yield step
-            length += len(step.token_ids)
-            if length > len(prompt) + NUM_TOKENS:
-                break
+    for prompt in itertools.cycle(built_in_prompts(engine)):
+        for length, step in conversation(engine, prompt, control):
+            prefix.append(length)
+            yield step
+
+
+def built_in_prompts(engine: Engine) -> list[list[int]]:
+    """Token ids of `PROMPTS`; ids that are no text where there is no tokenizer."""
+    if engine.target.tokenizer is not None:
+        return [engine.encode(text) for text in PROMPTS]
+    return [[ord(letter) % engine.target.vocab_size for letter in text] for text in PROMPTS]
+
+
+def conversation(engine: Engine, prompt: list[int], control: Control) -> Generator[tuple[int, StepTrace]]:
+    """(positions before it, step) of a greedy answer of about `NUM_TOKENS`; no step that an end may have cut short."""
+    engine.forget()
+    length = len(prompt)
+    for step in engine.generate(prompt, GenerationConfig(max_new_tokens=engine.target.max_context), control=control):
+        if step.kind != "prefill" and step.summary is None:
+            yield length, step
+        length += len(step.token_ids)
+        if length > len(prompt) + NUM_TOKENS:
+            return
 
 
 def _table(engine: Engine, about: dict[str, Any], found: Found, prefix: tuple[int, int]) -> CostTable:

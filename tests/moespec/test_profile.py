@@ -6,7 +6,7 @@ import pytest
 
 from moespec import Engine, GenerationConfig, profile
 from moespec.cost_table import CostTable, DraftPoint, Spread, StepPoint
-from moespec.profile import cache_folder, costs_key, kinds_of, measure_costs, profile_costs
+from moespec.profile import cache_folder, costs_key, measure_costs, profile_costs
 from tests.conftest import VOCAB, tiny_model
 from tests.drafters import PlantingDrafter
 
@@ -61,16 +61,6 @@ def test_a_profile_says_what_real_steps_were(monkeypatch):
     assert 0 < shortest < longest < shortest + profile.NUM_TOKENS + profile.DEPTH + max(map(len, profile.PROMPTS))
     *_, after = engine.generate([3, 1, 4], generation)
     assert after.summary.token_ids == before.summary.token_ids
-
-
-def test_budgets_go_up_from_the_top_k_to_below_all_experts():
-    for sizes, budgets in (
-        ((8, 64), {8, 12, 16, 24, 32, 48}),
-        ((2, 8), {2, 3, 4, 6}),
-        ((1, 4), {1, 2, 3}),
-        ((4, 4), set()),
-    ):
-        assert {kind.budget for kind in kinds_of(*sizes)} - {None} == budgets
 
 
 def test_a_kept_table_is_used_again(measured):
