@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moespec.batch import Batch, Request
     from moespec.config import EMBEDDED_TARGET, BudgetConfig, GenerationConfig, TreeConfig
     from moespec.control import Control
     from moespec.drafters.base import DraftContext, Drafter
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from moespec.types import DraftTree, ExpertPlan, RouterScores, TreeContext
 
 _MODULES = {
+    "batch": ("Batch", "Request"),
     "config": ("EMBEDDED_TARGET", "BudgetConfig", "GenerationConfig", "TreeConfig"),
     "control": ("Control",),
     "drafters.base": ("DraftContext", "Drafter"),
@@ -32,6 +34,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 __all__ = [
     "EMBEDDED_TARGET",
+    "Batch",
     "BudgetConfig",
     "Control",
     "DraftContext",
@@ -42,6 +45,7 @@ __all__ = [
     "ExpertPlan",
     "ExpertPolicy",
     "GenerationConfig",
+    "Request",
     "RouterScores",
     "RunSummary",
     "StepTrace",

@@ -56,6 +56,13 @@ def cover(score_E: Tensor, coverage: float, min_experts: int) -> Tensor:
     return torch.zeros_like(keep_rank_E).scatter(0, order_E, keep_rank_E)
 
 
+def used_by_roots(scores: RouterScores, context: TreeContext) -> Tensor:
+    """The natural experts of the rows that are roots, bool [E]: one request has one root, a batch as many as it has."""
+    used_TE = torch.zeros_like(scores.probs_TE, dtype=torch.bool)
+    is_root_TK = (context.depths_T == 0)[:, None].expand_as(scores.natural_ids_TK)
+    return used_TE.scatter(1, scores.natural_ids_TK, is_root_TK).any(dim=0)
+
+
 def truncate(scores: RouterScores, kept_E: Tensor) -> tuple[Tensor, Tensor]:
     """Truncation: every row keeps its natural experts; those outside S get weight 0. (ids [T, K], weights [T, K])"""
     ids_TK = scores.natural_ids_TK
@@ -66,12 +73,13 @@ def truncate(scores: RouterScores, kept_E: Tensor) -> tuple[Tensor, Tensor]:
 def substitute(scores: RouterScores, kept_E: Tensor) -> tuple[Tensor, Tensor]:
     """Substitution: every row takes its top-k inside S, weighted by its original probabilities. [T, K] each
 
-    Where S has fewer than k experts, the slots that find none get weight 0.
+    Where S has fewer than k experts, so has every row.
     """
-    selection_TE = scores.family.selection(scores.logits_TE, scores.probs_TE)
-    ids_TK = selection_TE.masked_fill(~kept_E, -torch.inf).topk(scores.top_k, dim=-1).indices
-    weights_TK = scores.family.weights(scores.logits_TE, scores.probs_TE, ids_TK, kept_E[ids_TK])
-    return ids_TK, weights_TK.to(scores.natural_weights_TK.dtype)
+    best = scores.family.selection(scores.logits_TE, scores.probs_TE, kept_E).topk(scores.top_k, dim=-1)
+    # Groups, too, may leave a row fewer than k of S: what is at minus infinity is none of them, and weighs nothing.
+    survives_TK = best.values > -torch.inf
+    weights_TK = scores.family.weights(scores.logits_TE, scores.probs_TE, best.indices, survives_TK)
+    return best.indices, weights_TK.to(scores.natural_weights_TK.dtype)
 
 
 @dataclass(frozen=True)
@@ -85,15 +93,15 @@ class MoESpec:
         config = self.config
         weights_T = row_weights(config.row_weight, config.depth_decay, context)
         score_E = score_experts(scores, config.score, weights_T)
-        ranked_E = score_E
-        if config.protect_root:  # the root's own experts outrank all others; they count against the budget
-            ranked_E = score_E.index_fill(0, scores.natural_ids_TK[0], torch.inf)
+        roots_E = used_by_roots(scores, context) if config.protect_root else None
         if config.coverage is not None:
             kept_E = cover(score_E, config.coverage, scores.top_k)
-            if config.protect_root:
-                kept_E = kept_E.index_fill(0, scores.natural_ids_TK[0], True)
+            if roots_E is not None:
+                kept_E = kept_E | roots_E
         else:
             assert config.budget is not None, "a MoESpec needs a budget or a coverage"
+            # The roots' own experts outrank all others; they count against the budget.
+            ranked_E = score_E if roots_E is None else score_E + 2 * score_E.sum() * roots_E
             kept_E = select_experts(ranked_E, max(config.budget, scores.top_k))
         route = truncate if config.policy == "truncation" else substitute
         ids_TK, weights_TK = route(scores, kept_E)

@@ -31,7 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     if given == ["inspect", "experts"]:
         _add_inspect_experts(inspect)
     elif given[:1] == ["inspect"] and given[-1] in CALIBRATIONS:
-        _add_calibration(inspect, given[-1])
+        from moespec.calibrate.cli import add_calibration
+
+        _add_model_arguments(inspect_parser := inspect.add_subparsers(required=True).add_parser(given[-1]))
+        add_calibration(inspect_parser, given[-1], _load)
     else:
         _add_model_arguments(inspect)
         inspect.set_defaults(handler=_inspect)
@@ -44,6 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     if given[:1] == ["quality"]:
         _add_quality(quality)
+    advice = commands.add_parser("advise", help="will speculation pay, with which tree and budget? before loading")
+    if given[:1] == ["advise"]:
+        _add_advise(advice)
     if given[:1] == ["train"]:
         from moespec.train.cli import add_train_parser
 
@@ -60,9 +66,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", help="directory or hub id (default: the embedded model)")
-    parser.add_argument("--drafter", default="auto", help="auto, ngram, none, or a draft head's directory")
+    parser.add_argument(
+        "--drafter",
+        default="auto",
+        help="auto, ngram, none, a draft head's directory or hub id, or model:PATH for a small model's",
+    )
+    parser.add_argument(
+        "--taps", metavar="N,N,N", help="layers whose input the head reads, where its config does not say: 2,8,15"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--backend", default="auto", help="what runs the experts: auto, reference, cpu or triton")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument(
@@ -93,6 +107,7 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--ignore-eos", action="store_true")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="may be given more than once")
     parser.add_argument("--raw", action="store_true", help="no chat template")
+    parser.add_argument("--no-thinking", action="store_true", help="turn off the template's switch for thinking aloud")
     parser.add_argument("--json", action="store_true", help="one JSON object per step and, last, the summary")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="also write the trace as JSON lines")
     parser.set_defaults(handler=_generate)
@@ -133,15 +148,13 @@ def _add_inspect_experts(inspect: argparse.ArgumentParser) -> None:
     experts.set_defaults(handler=_inspect_experts)
 
 
-def _add_calibration(inspect: argparse.ArgumentParser, kind: str) -> None:
-    from moespec.calibrate import cli
+def _add_advise(parser: argparse.ArgumentParser) -> None:
+    from moespec.advise.cli import EPILOG, add_arguments, print_advice
 
-    handlers = cli.inspect_similarity, cli.inspect_sensitivity, cli.inspect_acceptance
-    handler = dict(zip(CALIBRATIONS, handlers, strict=True))[kind]
-    parser = inspect.add_subparsers(required=True).add_parser(kind, help=f"write a {kind} file for expert policies")
+    parser.epilog = EPILOG
     _add_model_arguments(parser)
-    cli.add_arguments(parser, kind)
-    parser.set_defaults(handler=lambda args: handler(_load(args), args))
+    add_arguments(parser)
+    parser.set_defaults(handler=lambda args: print_advice(args, _load))
 
 
 def _load(args: argparse.Namespace) -> Engine:
@@ -157,8 +170,21 @@ def _load(args: argparse.Namespace) -> Engine:
             raise ValueError(f"threads={args.threads} is not allowed: use 1 or more.")
         torch.set_num_threads(args.threads)
     return Engine.from_pretrained(
-        args.target or EMBEDDED_TARGET, args.drafter, device=args.device, dtype=args.dtype, backend=args.backend
+        args.target or EMBEDDED_TARGET,
+        args.drafter,
+        device=args.device,
+        dtype=args.dtype,
+        backend=args.backend,
+        revision=args.revision,
+        tap_layers=None if args.taps is None else _layers(args.taps),
     )
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"taps={text!r} is not a list of layers, such as 2,8,15.")
+    return tuple(int(part) for part in parts)
 
 
 def _budget(args: argparse.Namespace) -> BudgetConfig:
@@ -199,6 +225,7 @@ def _generate(args: argparse.Namespace) -> int:
         ignore_eos=args.ignore_eos,
         stop=tuple(args.stop),
         raw=args.raw,
+        thinking=not args.no_thinking,
     )
     if args.trace is not None and not args.trace.absolute().parent.is_dir():
         raise ValueError(f"{args.trace} cannot be written: its folder does not exist.")

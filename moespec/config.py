@@ -18,6 +18,7 @@ MAX_TREE_TOKENS = 64  # rows of one verify step; a trace keeps row ids in one by
 POLICIES = ("substitution", "truncation")
 SCORES = ("softmax", "natural")
 ROW_WEIGHTS = ("uniform", "depth", "path")
+SCOPES = ("request", "batch")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class GenerationConfig:
     ignore_eos: bool = False  # benchmarks: every run writes the same number of tokens
     stop: tuple[str, ...] = ()
     raw: bool = False  # True: a text prompt is used as it is, without the chat template
+    thinking: bool = True  # False: the chat template's switch for models that think aloud first is turned off
 
     def __post_init__(self) -> None:
         _require(_is_int(self.max_new_tokens) and self.max_new_tokens >= 1, "max_new_tokens", self, "1 or more")
@@ -93,6 +95,9 @@ class BudgetConfig:
     by `depth_decay ** depth`, `"path"` by the drafter's probability of reaching it; `protect_root` never takes an
     expert from the root, whose token is already committed. `policy` may also be a rival of MoE-Spec (`parse_policy`) or
     an `ExpertPolicy` of your own.
+
+    `scope` is what the budget is for where several requests are verified together: each request's own tree, so that its
+    text is that of a run alone, or all rows of the batch, of which a layer then reads at most `budget` experts.
     """
 
     budget: int | None = None
@@ -102,6 +107,7 @@ class BudgetConfig:
     row_weight: str = "uniform"
     depth_decay: float = 0.6  # embedded-model prototypes: keeps most of the agreement at B=24
     protect_root: bool = False
+    scope: str = "request"
 
     def __post_init__(self) -> None:
         _require(
@@ -117,6 +123,7 @@ class BudgetConfig:
             raise ValueError(f"policy={self.policy!r} is neither {' nor '.join(POLICIES)}, nor an object with plan().")
         _require(self.score in SCORES, "score", self, " or ".join(SCORES))
         _require(self.row_weight in ROW_WEIGHTS, "row_weight", self, ", ".join(ROW_WEIGHTS))
+        _require(self.scope in SCOPES, "scope", self, " or ".join(SCOPES))
         _require(_is_number(self.depth_decay) and 0 < self.depth_decay <= 1, "depth_decay", self, "above 0, at most 1")
 
     @property

@@ -7,6 +7,7 @@ Owns these definitions, in tensor operations and, for routing in fp32 on the CPU
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -109,6 +110,13 @@ def count_routing(routing: StepRouting, *, is_natural: bool) -> RoutingCounts:
     return counts.natural() if is_natural else counts
 
 
+def shares_read(counts: Sequence[RoutingCounts]) -> list[float]:
+    """Per request of a step the experts it reads, summed over layers: one that n requests use is read once and counts
+    as an nth for each."""
+    active_RLE = torch.stack([count.active_LE for count in counts])
+    return (active_RLE / active_RLE.sum(dim=0).clamp(min=1)).sum(dim=(1, 2)).tolist()
+
+
 def count_tensors(routing: StepRouting, valid_T: Tensor | None = None) -> list[Tensor]:
     """The fields of RoutingCounts, in their order, where a policy acted; on the routing's device, without a copy.
 
@@ -137,14 +145,14 @@ def count_tensors(routing: StepRouting, valid_T: Tensor | None = None) -> list[T
 
 def _count_compiled(kernels: Any, routing: StepRouting, is_natural: bool) -> RoutingCounts:
     assert routing.logits_LTE is not None
-    ids = routing.ids_LTK.numpy()
+    given = routing.logits_LTE, routing.natural_ids_LTK, routing.natural_weights_LTK
+    run = routing.ids_LTK, routing.weights_LTK, routing.kept_LE
+    # Copies where rows are some of a batch's: kernels take arrays in C order.
+    arrays = [part.contiguous().numpy() for part in (*given, *run)]
     if not is_natural:
-        check_ids(ids, routing.logits_LTE.shape[-1])
+        check_ids(arrays[3], routing.logits_LTE.shape[-1])
     names = ("score_LE", "mass_kept_L", "natural_LE", "kept_LE", "active_LE", "missing_LT", "natural_weight_kept_L")
-    *parts, changed = kernels.routing.count(
-        *(routing.logits_LTE.numpy(), routing.natural_ids_LTK.numpy(), routing.natural_weights_LTK.numpy()),
-        *(ids, routing.weights_LTK.numpy(), routing.kept_LE.numpy(), is_natural, CHANGED),
-    )
+    *parts, changed = kernels.routing.count(*arrays, is_natural, CHANGED)
     tensors: dict[str, Any] = {name: torch.from_numpy(part) for name, part in zip(names, parts, strict=True)}
     return RoutingCounts(ids_LTK=routing.ids_LTK, weights_LTK=routing.weights_LTK, changed=changed, **tensors)
 

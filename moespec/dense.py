@@ -93,15 +93,45 @@ def mask_behind(length_1: Tensor, seen_NR: Tensor, columns_R: Tensor, keys_M: Te
     return prefix_NM.index_copy_(1, columns_R, torch.where(seen_NR, 0.0, hidden).to(dtype))
 
 
-class TreeMask:
-    """The additive attention mask of a step: zeros kept between steps, only the tree's own block is written."""
+def additive_mask(num_free: int, seen_NM: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, num_free + M]: each row sees the first so many keys and, of those behind, what bool `seen_NM` says."""
+    num_rows, num_others = seen_NM.shape
+    mask_NS = torch.zeros(num_rows, num_free + num_others, dtype=dtype, device=seen_NM.device)
+    mask_NS[:, num_free:].masked_fill_(~seen_NM, hidden_value(dtype))
+    return mask_NS
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self._zeros = torch.zeros(1, 1, 0, 0, dtype=dtype, device=device)
+
+# An additive mask [1, 1, T, S]; one for each type of attention layer where a model has several.
+Mask = Tensor | dict[str, Tensor]
+
+
+def mask_by_type(mask_TS: Tensor, windows: dict[str, int | None], positions_T: Tensor, key_positions_S: Tensor) -> Mask:
+    """The mask with sliding windows: of the keys that it shows, a row at position p sees those from p - window + 1 on.
+
+    `key_positions_S`: a tree's row stands where its depth puts it, not where it is stored.
+    """
+    masks = {}
+    for kind, window in windows.items():
+        masks[kind] = mask_TS
+        if window is not None:
+            is_far_TS = key_positions_S <= positions_T[:, None] - window
+            masks[kind] = mask_TS.masked_fill(is_far_TS, hidden_value(mask_TS.dtype))
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+class TreeMask:
+    """The additive attention mask of a step: zeros kept between steps, only the tree's own block is written.
+
+    `windows`: see `moe_layers.attention_windows`.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, windows: dict[str, int | None]) -> None:
+        self._zeros, self._windows = torch.zeros(1, 1, 0, 0, dtype=dtype, device=device), windows
 
     @contextlib.contextmanager
-    def over(self, seen_TT: Tensor, prefix: int) -> Iterator[Tensor]:
-        """[1, 1, T, prefix + T] while the `with` block lasts: every row sees the prefix and the rows it may see."""
+    def over(self, seen_TT: Tensor, positions_T: Tensor, prefix: int) -> Iterator[Mask]:
+        """[1, 1, T, prefix + T] while the `with` block lasts: every row sees the prefix and the rows it may see, as far
+        back as its layer looks."""
         num_rows, end = seen_TT.shape[0], prefix + seen_TT.shape[0]
         if self._zeros.shape[2] < num_rows or self._zeros.shape[3] < end:
             self._zeros = self._zeros.new_zeros(1, 1, max(64, num_rows), 2 * end)
@@ -109,7 +139,9 @@ class TreeMask:
         block = view[0, 0, :, prefix:]
         # Additive, because a boolean mask is silently wrong in eager attention.
         block.masked_fill_(~seen_TT, hidden_value(view.dtype))
+        key_positions_S = torch.arange(end, device=view.device)
+        key_positions_S[prefix:] = positions_T
         try:
-            yield view
+            yield mask_by_type(view, self._windows, positions_T, key_positions_S)
         finally:
             block.zero_()

@@ -1,13 +1,14 @@
-"""The engine: a prompt in, a stream of StepTraces out. One request at a time per model.
+"""The engine: a prompt in, a stream of StepTraces out.
 
-Owns the pairing of a target and a drafter, the lock, and the conversation that is kept between turns. The loop itself
-is `run.py`'s; knows nothing of pages.
+Owns the pairing of a target and a drafter, the lock, and the conversations that are kept between turns. The loop itself
+is `run.py`'s, and `batch.py`'s for several requests; knows nothing of pages.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moespec.batch import Request, answers
 from moespec.config import EMBEDDED_TARGET, BudgetConfig, GenerationConfig, TreeConfig
 from moespec.control import Control
 from moespec.drafters.base import Drafter
 from moespec.drafters.loading import find_drafter
-from moespec.kv_cache import TreeCache
+from moespec.governors.base import Governor
 from moespec.models import load_model
 from moespec.policies.method import Method, RoutedModel
 from moespec.prompts import encode_prompt
 from moespec.report import Pieces, device_card, run_settings
-from moespec.run import Conversation, Run
+from moespec.run import Run
+from moespec.seats import Seat, Seats
 from moespec.target import Target
 from moespec.trace import StepTrace, TraceHeader
+from moespec.tree_check import check_trees
 from moespec.verifier import Verifier
 
 
@@ -36,6 +40,8 @@ class EngineInfo:
 
     model_name: str
     drafter_name: str
+    drafter_reason: str
+    tap_layers: tuple[int, ...]  # whose entering residual the drafter reads
     num_experts: int
     top_k: int
     num_moe_layers: int
@@ -62,13 +68,12 @@ class Engine:
     ...     print(step.text, end="")
     """
 
-    def __init__(self, target: Target, drafter: Drafter | None, name: str) -> None:
-        self.target, self.drafter, self.name = target, drafter, name
+    def __init__(self, target: Target, drafter: Drafter | None, name: str, drafter_reason: str = "asked for") -> None:
+        self.target, self.drafter, self.name, self.drafter_reason = target, drafter, name, drafter_reason
         self.verifier = Verifier(target)
         self._lock = threading.Lock()
         self._owner: int | None = None  # the thread whose generator holds the lock
-        self._conversation: Conversation | None = None
-        self._cache = TreeCache(len(target.layers))
+        self.seats = Seats(len(target.layers), drafter)
         self.pieces = Pieces(target.tokenizer)
 
     @staticmethod
@@ -79,37 +84,55 @@ class Engine:
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
         backend: str = "auto",
+        revision: str | None = None,
+        tap_layers: tuple[int, ...] | None = None,
     ) -> Engine:
-        """Load a directory or hub id. `drafter`: "auto" (a head beside it, else n-gram), "ngram", a path, None.
+        """Load a directory or hub id. `drafter`: "auto" (a head beside it, else n-gram), "ngram", None or "none", a
+        head's directory or hub id, "model:PATH" for a small model's, or a `Drafter`.
 
+        `tap_layers`: the decoder layers whose entering residual the head reads, where its config does not name them;
+        `(2, 8, 15)` for `wantsleep/OLMoE_1B_7B_Eagle3`.
         `backend` runs the experts: "auto", or "reference", "cpu" or "triton", of which ValueError says why not.
         """
-        model, tokenizer = load_model(target, device, dtype)
+        model, tokenizer = load_model(target, device, dtype, revision)
         folder = Path(target) if Path(target).is_dir() else None
-        return Engine._attach(model, tokenizer, drafter, folder, _public_name(target, folder), backend)
+        return Engine._attach(model, tokenizer, drafter, folder, _public_name(target, folder), backend, tap_layers)
 
     @staticmethod
     def from_model(
-        model: Any, tokenizer: Any = None, drafter: str | Path | Drafter | None = None, backend: str = "auto"
+        model: Any,
+        tokenizer: Any = None,
+        drafter: str | Path | Drafter | None = None,
+        backend: str = "auto",
+        tap_layers: tuple[int, ...] | None = None,
     ) -> Engine:
         """Use a transformers model that is already in memory; `close()` gives it back as it was.
 
         Steps of a small model run on copies of its weights. They follow a model that is written to, from the next
         answer on; not through `.data` and not in inference mode, where torch counts no writes: make a new engine then.
         """
-        return Engine._attach(model, tokenizer, drafter, None, type(model).__name__, backend)
+        return Engine._attach(model, tokenizer, drafter, None, type(model).__name__, backend, tap_layers)
 
     @staticmethod
-    def _attach(model: Any, tokenizer: Any, drafter: Any, folder: Path | None, name: str, backend: str) -> Engine:
+    def _attach(
+        model: Any,
+        tokenizer: Any,
+        drafter: Any,
+        folder: Path | None,
+        name: str,
+        backend: str,
+        tap_layers: tuple[int, ...] | None,
+    ) -> Engine:
         attached = Target(model, tokenizer, backend=backend)
         try:
-            found = find_drafter(drafter, attached, folder)
+            check_trees(attached)
+            choice = find_drafter(drafter, attached, folder, tap_layers)
         except BaseException:
             attached.close()  # the model is its owner's: whatever happened, it is given back as it was
             raise
-        if found is not None:
-            attached.tap(found.tap_layers)
-        return Engine(attached, found, name)
+        if choice.drafter is not None:
+            attached.tap(choice.drafter.tap_layers)
+        return Engine(attached, choice.drafter, name, choice.reason)
 
     @property
     def info(self) -> EngineInfo:
@@ -117,6 +140,8 @@ class Engine:
         return EngineInfo(
             model_name=self.name,
             drafter_name="none" if self.drafter is None else self.drafter.name,
+            drafter_reason=self.drafter_reason,
+            tap_layers=() if self.drafter is None else self.drafter.tap_layers,
             num_experts=target.num_experts,
             top_k=target.top_k,
             num_moe_layers=len(target.moe_layers),
@@ -159,7 +184,7 @@ class Engine:
             seed=generation.seed,
             device=self.card(),
             model={"name": info.model_name, "num_experts": info.num_experts, "top_k": info.top_k},
-            drafter=None if self.drafter is None else {"name": self.drafter.name},
+            drafter={"name": info.drafter_name, "reason": info.drafter_reason, "tap_layers": [*info.tap_layers]},
             prompt=prompt if isinstance(prompt, str | list) else prompt.tolist(),
         )
 
@@ -176,69 +201,94 @@ class Engine:
         budget: BudgetConfig | None = None,
         tree: TreeConfig | None = None,
         control: Control | None = None,
+        governor: Governor | None = None,
     ) -> Iterator[StepTrace]:
         """Stream the answer to a text, a list of chat messages, or token ids. The last step carries the summary.
 
+        A governor decides tree and budget step by step, within what is asked for (`governors`).
         ValueError at once for a prompt that cannot be used. Another thread's generation is waited for; closing the
         iterator early, at any point, leaves the engine usable.
         """
         generation, budget, tree = generation or GenerationConfig(), budget or BudgetConfig(), tree or TreeConfig()
-        token_ids = self.encode(prompt, generation)
-        return self._steps(token_ids, generation, budget, tree, control or Control())
+        request = Request(prompt, generation, budget, tree, control or Control(), governor)
+        return self._steps(self.encode(prompt, generation), request)
 
-    def _steps(
-        self,
-        token_ids: list[int],
-        generation: GenerationConfig,
-        budget: BudgetConfig,
-        tree: TreeConfig,
-        control: Control,
-    ) -> Iterator[StepTrace]:
+    def generate_batch(self, requests: Iterable[Request], max_requests: int = 8) -> Iterator[tuple[int, StepTrace]]:
+        """Answer several requests side by side: (number of the request, its step), as they come.
+
+        At most `max_requests` at a time; the next joins when one has ended. Trees under an equal budget and policy are
+        verified in one forward; `BudgetConfig.scope` says what the budget is for. A request is stopped and its settings
+        are moved by its own `control`. Each yields what `generate` would, and in its steps `verify_ms` is the forward
+        that it shared, `other_ms` includes what it waited for, `expert_bytes` is its share (`StepTrace`).
+
+        ValueError at once for a prompt that cannot be used, before any is begun. A request whose own part of a step
+        fails ends alone, a failing forward ends those that share it: the others go on, and then the first error is
+        raised. Closing the iterator early leaves the engine usable. For requests that come while others are answered,
+        use `Batch`.
+        """
+        return answers(self, requests, max_requests)
+
+    def _steps(self, token_ids: list[int], request: Request) -> Iterator[StepTrace]:
+        with self.turn():
+            seat = self.seat_for(token_ids)
+            steps = self.run_at(seat, token_ids, request).steps()
+            try:
+                while True:
+                    try:
+                        step = next(steps)
+                    except BaseException:
+                        seat.forget()
+                        raise
+                    if step.summary is not None:
+                        break
+                    yield step
+            finally:
+                self.seats.leave(seat)
+        # The last step is handed out with the lock released: whoever has it may start the next run.
+        yield step
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Inside: the model is this thread's; another's turn is waited for."""
         if self._owner == threading.get_ident():
             raise RuntimeError("this thread's earlier generation is not finished: exhaust or close its iterator first.")
         with self._lock:
             self._owner = threading.get_ident()
-            if self.target.refresh():
-                self.forget()
-                self.verifier.forget_captures()
-            conversation = self._conversation or self._new_conversation()
-            # Kept again only if no step fails half-way; between two steps it is always consistent.
-            self._conversation = None
             try:
-                run = Run(
-                    target=self.target,
-                    verifier=self.verifier,
-                    drafter=self.drafter,
-                    conversation=conversation,
-                    pieces=self.pieces,
-                    prompt_ids=token_ids,
-                    generation=generation,
-                    budget=budget,
-                    tree=tree,
-                    control=control,
-                    card=self.card,
-                )
-                for step in run.steps():
-                    self._conversation = conversation
-                    if step.summary is not None:
-                        break
-                    yield step
-                    self._conversation = None
+                yield
             finally:
                 self._owner = None
-        # The last step is handed out with the lock released: whoever has it may start the next run.
-        yield step
 
-    def _new_conversation(self) -> Conversation:
-        """Empty, in the storage of the last one: what was captured of steps reads and writes there."""
-        self._cache.truncate(0)
-        return Conversation(self._cache)
+    def seat_for(self, token_ids: list[int]) -> Seat:
+        """Where a request with this prompt is answered, until `seats.leave`; in a turn. ValueError if there is none.
+
+        A model that was written to is followed here, unless somebody's answer is under way.
+        """
+        if not self.seats.any_taken and self.target.refresh():
+            self.forget()
+            self.verifier.forget_captures()
+        return self.seats.take(token_ids)
+
+    def run_at(self, seat: Seat, token_ids: list[int], request: Request) -> Run:
+        """A request on its way at a seat."""
+        return Run(
+            target=self.target,
+            verifier=self.verifier,
+            drafter=seat.drafter,
+            conversation=seat.conversation,
+            pieces=self.pieces,
+            prompt_ids=token_ids,
+            generation=request.generation,
+            budget=request.budget,
+            tree=request.tree,
+            control=request.control,
+            governor=request.governor,
+            card=self.card,
+        )
 
     def forget(self) -> None:
-        """Drop the conversation: the next prompt is read from its beginning."""
-        self._conversation = None
-        if self.drafter is not None:
-            self.drafter.truncate(0)
+        """Drop the conversations that nobody is in: the next prompt is read from its beginning."""
+        self.seats.forget()
 
     def close(self) -> None:
         """Detach from the model: hooks and the experts function are removed."""

@@ -46,7 +46,9 @@ def logits_alone(router: Any, hidden_size: int, wants_logits: Callable[[], bool]
 
     For steps that plan from logits. None for a router that is more than a linear layer and a choice.
     """
-    weight, bias = router.weight, getattr(router, "bias", None)
+    weight, bias = getattr(router, "weight", None), getattr(router, "bias", None)
+    if not isinstance(weight, Tensor):
+        return None
     probe_TD = _probe(hidden_size, weight)
     logits_TE, weights_TK, ids_TK = router(probe_TD)
     if not _alike(logits_TE, F.linear(probe_TD, weight, bias)):

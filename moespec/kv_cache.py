@@ -31,15 +31,16 @@ class TreeCacheLayer(CacheLayerMixin):
     def __init__(self, cache: TreeCache) -> None:
         super().__init__()
         self._cache = cache
+        self._arrays: tuple[Any, Any] | None = None
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self._initialize(tuple(key_states.shape), key_states)
+        self._initialize(tuple(key_states.shape), tuple(value_states.shape), key_states)
 
-    def _initialize(self, shape: tuple[int, ...], like: Tensor) -> None:
-        self.keys, self.values = (_empty(shape, INITIAL_CAPACITY, like) for _ in range(2))
+    def _initialize(self, key_shape: tuple[int, ...], value_shape: tuple[int, ...], like: Tensor) -> None:
+        self.keys, self.values = (_empty(shape, INITIAL_CAPACITY, like) for shape in (key_shape, value_shape))
         self.is_initialized = True
-        self._arrays: tuple[Any, Any] | None = None
+        self._moved()
 
     def arrays(self) -> tuple[Any, Any]:
         """Keys and values [heads, capacity, head_dim] as numpy arrays over the same memory; on the CPU."""
@@ -50,7 +51,7 @@ class TreeCacheLayer(CacheLayerMixin):
     def reserve(self, shape: tuple[int, ...], like: Tensor) -> int:
         """Make room for rows of [1, heads, rows, head_dim] and count them; returns the first's position."""
         if not self.is_initialized:
-            self._initialize(shape, like)
+            self._initialize(shape, shape, like)
         start, end = self.length, self.length + shape[2]
         if end > self.keys.shape[2]:
             self.grow(end)
@@ -60,7 +61,11 @@ class TreeCacheLayer(CacheLayerMixin):
     def grow(self, num_positions: int) -> None:
         """Larger storage with the same contents."""
         self.keys, self.values = (_grown(part, self.length, num_positions) for part in (self.keys, self.values))
+        self._moved()
+
+    def _moved(self) -> None:
         self._arrays = None
+        self._cache.forget_places()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -74,6 +79,8 @@ class TreeCacheLayer(CacheLayerMixin):
             self.keys.index_copy_(2, rows_T, key_states)
             self.values.index_copy_(2, rows_T, value_states)
             return self.keys, self.values
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
         start = self.reserve(tuple(key_states.shape), key_states)
         end = self.length
         self.keys[:, :, start:end] = key_states
@@ -103,6 +110,20 @@ class TreeCache(Cache):
         super().__init__(layers=[TreeCacheLayer(self) for _ in range(num_layers)])
         self.rows_T: Tensor | None = None
         self._table: tuple[tuple[int, ...], Tensor | None] | None = None
+        self._places: np.ndarray | None = None
+
+    def places(self) -> np.ndarray:
+        """Per layer the capacity and the addresses of keys and values, int64 [L, 3], as `native.attention` takes them.
+
+        On the CPU, for as long as no layer moves to larger storage.
+        """
+        if self._places is None:
+            parts = [(layer.keys.shape[2], layer.keys.data_ptr(), layer.values.data_ptr()) for layer in self.layers]
+            self._places = np.array(parts)
+        return self._places
+
+    def forget_places(self) -> None:
+        self._places = None
 
     @property
     def length(self) -> int:

@@ -11,6 +11,7 @@ generate 9.0, here 1.3 (`assets/bench/decode-cpu.json`).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moespec.batch_cache import RequestRows
 from moespec.config import MAX_TREE_TOKENS
 from moespec.experts import PackedExperts, can_compile
 from moespec.kv_cache import TreeCache
@@ -28,7 +30,7 @@ from moespec.routing import FAMILIES, RouterOutput
 from moespec.step_router import NaturalRouter, StepRouter, StepRouting
 
 if TYPE_CHECKING:
-    from moespec.models import MoeLayer
+    from moespec.moe_layers import MoeLayer
 
 MAX_HIDDEN_SIZE = 1024  # beyond, the products outweigh the calls
 MAX_COPIED_BYTES = 2**30
@@ -96,11 +98,14 @@ class LeanDecoder:
         """The stand-in, or None where it does not pay or does not reproduce the model."""
         if unsupported_reason(model, layers) is not None or load_kernels() is None:
             return None
+        if any(moe.family not in FAMILIES for moe in moe_layers):
+            return None
         lean = LeanDecoder(model, layers, moe_layers, experts)
         tokens_T, positions_T = torch.arange(NUM_PROBE_TOKENS), torch.arange(NUM_PROBE_TOKENS)
         expected_TV = model(tokens_T[None], use_cache=False).logits[0]
         router = NaturalRouter(NUM_PROBE_TOKENS)
-        logits_TV, _ = lean.forward(tokens_T, positions_T, None, TreeCache(len(layers)), NUM_PROBE_TOKENS, router)
+        rows = [RequestRows(TreeCache(len(layers)), NUM_PROBE_TOKENS, None)]
+        logits_TV, _ = lean.forward(tokens_T, positions_T, rows, NUM_PROBE_TOKENS, router)
         error = (logits_TV - expected_TV).abs().max()
         return lean if error <= PROBE_TOLERANCE * expected_TV.abs().max() else None
 
@@ -108,8 +113,7 @@ class LeanDecoder:
         self,
         token_ids_T: Tensor,
         positions_T: Tensor,
-        seen_TT: Tensor | None,
-        cache: TreeCache,
+        requests: Sequence[RequestRows],
         keep: int,
         router: StepRouter,
     ) -> tuple[Tensor, Sequence[Tensor] | Tensor]:
@@ -117,45 +121,47 @@ class LeanDecoder:
         use_threads()
         embeds = self._embeddings.take(token_ids_T.numpy(), axis=0)
         turns = self._turns(positions_T)
-        seen = _CAUSAL if seen_TT is None else seen_TT.numpy()
-        head_dim, start = turns[0].shape[1], cache.length
-        for layer, kept in zip(self._layers, cache.layers, strict=True):
-            kept.reserve((1, layer.num_kv_heads, len(embeds), head_dim), self._like)
+        tables, seen = self._tables(requests, turns[0].shape[1]), _seen(requests)
         budget = router.compiled_budget() if self._is_one_call else None
         if budget is None:
-            return self._layer_by_layer(embeds, turns, (start, seen), cache, keep, router)
+            return self._layer_by_layer(embeds, turns, (tables, seen), keep, router)
         first = self._layers[0]
-        logits, entering, *routing = self._kernels.decoder.decode(
-            *(
-                embeds,
-                self._all_arrays,
-                tuple(kept.arrays() for kept in cache.layers),
-                self._final,
-                self._eps,
+        logits, entering, *routing, kept = self._kernels.decoder.decode(
+            *(embeds, self._all_arrays, tables, self._final, self._eps, *turns, seen),
+            (self._top_k, first.kind, first.scale),
+            (
+                budget.is_shared,
+                (budget.natural, budget.protect_root, budget.size, budget.coverage, budget.truncates),
             ),
-            *(*turns, start, seen, (self._top_k, first.kind, first.scale)),
-            (budget.natural, budget.protect_root, budget.size, budget.coverage, budget.truncates),
             *(budget.row_weights_T.numpy(), keep),
         )
-        router.record(StepRouting(*(torch.from_numpy(part) for part in routing)))
+        sizes = [rows.num_rows for rows in requests]
+        parts = [torch.from_numpy(part) for part in routing]
+        router.record(StepRouting.by_request(parts, list(torch.from_numpy(kept)), sizes))
         return torch.from_numpy(logits), torch.from_numpy(entering)
 
+    def _tables(self, requests: Sequence[RequestRows], head_dim: int) -> np.ndarray:
+        """Each layer's table for `native.attention`, int64 [L, R, 7]; room for the rows is made."""
+        tables = np.empty((len(self._layers), len(requests), 7), np.int64)
+        first = 0
+        for number, (cache, num_rows, _) in enumerate(requests):
+            start = cache.length
+            for layer, kept in zip(self._layers, cache.layers, strict=True):
+                kept.reserve((1, layer.num_kv_heads, num_rows, head_dim), self._like)
+            tables[:, number, :4] = first, num_rows, start, start
+            tables[:, number, 4:] = cache.places()
+            first += num_rows
+        return tables
+
     def _layer_by_layer(
-        self,
-        hidden: np.ndarray,
-        turns: Any,
-        place: tuple[int, np.ndarray],
-        cache: TreeCache,
-        keep: int,
-        router: StepRouter,
+        self, hidden: np.ndarray, turns: Any, place: tuple[np.ndarray, np.ndarray], keep: int, router: StepRouter
     ) -> tuple[Tensor, list[Tensor]]:
-        layers, entering, (start, seen) = self._kernels.layers, [], place
-        for number, (layer, kept) in enumerate(zip(self._layers, cache.layers, strict=True)):
+        layers, entering, (tables, seen) = self._kernels.layers, [], place
+        for number, layer in enumerate(self._layers):
             entering.append(torch.from_numpy(hidden))
             hidden = hidden + self._kernels.attention.attention(
                 layers.unit_rows(hidden, layer.input_norm, self._eps),
-                *(layer.qkv, layer.query_key_norms, self._eps, layer.out, *turns),
-                *(*kept.arrays(), start, start, seen, layer.scale),
+                *(layer.qkv, layer.query_key_norms, self._eps, layer.out, *turns, tables[number], seen, layer.scale),
             )
             hidden = hidden + self._mlp(number, layer, layers.unit_rows(hidden, layer.mlp_norm, self._eps), router)
         norm, lm_head = self._final
@@ -185,6 +191,20 @@ class LeanDecoder:
         return cos, sin
 
 
+def _seen(requests: Sequence[RequestRows]) -> np.ndarray:
+    """The mask [T, M] of `native.attention`: of the rows of its request, which each row sees; no columns for causal."""
+    if len(requests) == 1:
+        seen_TT = requests[0].seen_TT
+        return _CAUSAL if seen_TT is None else seen_TT.numpy()
+    sizes = [rows.num_rows for rows in requests]
+    seen, first = np.zeros((sum(sizes), max(sizes)), np.bool_), 0
+    for _, size, seen_TT in requests:
+        assert seen_TT is not None, "a prompt is read alone"
+        seen[first : first + size, :size] = seen_TT.numpy()
+        first += size
+    return seen
+
+
 def unsupported_reason(model: Any, layers: Sequence[Any]) -> str | None:
     """Why a model is not even tried, in words; None if its numbers decide."""
     weight = next(model.parameters())
@@ -198,6 +218,9 @@ def unsupported_reason(model: Any, layers: Sequence[Any]) -> str | None:
     base: Any = getattr(model, "model", None)
     if any(not hasattr(base, name) for name in ("embed_tokens", "rotary_emb", "norm")):
         return "it has other parts"
+    rotary = getattr(base.rotary_emb, "forward", None)
+    if rotary is None or list(inspect.signature(rotary).parameters) != ["x", "position_ids"]:
+        return "its rotary embedding depends on more than positions"
     if type(base.embed_tokens) is not nn.Embedding:
         return "its embeddings are no plain table"
     if any(not hasattr(config, name) for name in ("rms_norm_eps", "num_experts_per_tok")):

@@ -9,6 +9,7 @@ from torch import Tensor
 from moespec.config import GenerationConfig
 
 ROLES = ("system", "user", "assistant")
+THINKING_SWITCH = "enable_thinking"  # as Qwen3's template has it, and those that follow it
 
 
 def encode_prompt(
@@ -28,9 +29,9 @@ def encode_prompt(
             raise ValueError("the prompt is empty: write something first.")
         messages = [{"role": "user", "content": prompt}]
         as_it_is = generation.raw or not getattr(tokenizer, "chat_template", None)
-        token_ids = tokenizer(prompt)["input_ids"] if as_it_is else _chat_ids(messages, tokenizer)
+        token_ids = tokenizer(prompt)["input_ids"] if as_it_is else _chat_ids(messages, tokenizer, generation.thinking)
     else:
-        token_ids = _chat_ids(_checked_messages(prompt), tokenizer)
+        token_ids = _chat_ids(_checked_messages(prompt), tokenizer, generation.thinking)
     if tokenizer is None and generation.stop:
         raise ValueError("this engine has no tokenizer: stop strings cannot be recognised.")
     if len(token_ids) >= max_context:
@@ -68,7 +69,11 @@ def _checked_messages(messages: list) -> list[dict]:
     return messages
 
 
-def _chat_ids(messages: list[dict], tokenizer: Any) -> list[int]:
-    if not getattr(tokenizer, "chat_template", None):
+def _chat_ids(messages: list[dict], tokenizer: Any, thinking: bool) -> list[int]:
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
         raise ValueError("this model's tokenizer has no chat template: give a text or token ids.")
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    switch = {} if thinking else {THINKING_SWITCH: False}
+    if switch and THINKING_SWITCH not in str(template):
+        raise ValueError("thinking=False cannot be followed: this model's chat template has no such switch.")
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, **switch)["input_ids"]

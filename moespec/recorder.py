@@ -5,13 +5,16 @@ What it comes to is counted in `counts.py`. Knows nothing of models beyond their
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from moespec.budget import MoESpec, row_weights
 from moespec.config import BudgetConfig
 from moespec.counts import RoutingCounts, count_routing
-from moespec.models import MoeLayer
+from moespec.moe_layers import MoeLayer
 from moespec.policies.base import ExpertPolicy
 from moespec.routing import RouterOutput, router_scores
 from moespec.step_router import CompiledBudget, StepRouting
@@ -28,46 +31,70 @@ def policy_for(budget: BudgetConfig, num_experts: int) -> ExpertPolicy | None:
 
 
 class StepRecorder:
-    """One step's router for `Target.stepping`, and afterwards its counts."""
+    """One step's router for `Target.stepping`, and afterwards its counts, request by request.
+
+    trees: the requests', whose rows come one after the other. The policy is asked for each request's rows, or, where
+    `is_shared`, for all of them together; never for a single row, which keeps its own routing. positions: of the roots.
+    """
 
     plans_from_logits = False
 
     def __init__(
-        self, moe_layers: list[MoeLayer], tree: DraftTree, policy: ExpertPolicy | None, position: int = 0
+        self,
+        moe_layers: list[MoeLayer],
+        trees: Sequence[DraftTree],
+        policy: ExpertPolicy | None,
+        is_shared: bool = False,
+        positions: Sequence[int] | None = None,
     ) -> None:
         self._moe_layers = moe_layers
-        self._tree = tree
-        self._position = position  # of the root
+        self._sizes = [tree.num_rows for tree in trees]
         self._policy = policy
+        self._is_shared = is_shared and len(trees) > 1
+        positions = positions or [0] * len(trees)
+        pairs = [(trees, positions[0])] if self._is_shared else zip(([tree] for tree in trees), positions, strict=True)
+        self._asked = [_context(together, position) for together, position in pairs]
         self._outputs: list[RouterOutput] = []
         self._plans: list[ExpertPlan] = []
-        self._routing: StepRouting | None = None
+        self._kept: list[list[Tensor]] = []  # per layer the shortlists, as many as the policy was asked for
+        self._routings: list[StepRouting] = []
 
     def route(self, number: int, output: RouterOutput) -> ExpertPlan:
         """What the experts of MoE layer `number` will see."""
-        if self._policy is None:
-            plan = ExpertPlan(ids_TK=output.ids_TK, weights_TK=output.weights_TK)
-        else:
-            layer = self._moe_layers[number]
-            context = TreeContext(self._tree.depths_T, self._tree.draft_logp_T, layer.layer, self._position)
-            plan = self._policy.plan(router_scores(layer.family, output), context)
+        pairs = zip(_split(output, self._asked), self._asked, strict=True)
+        plans = [self._plan(number, part, context) for part, context in pairs]
+        plan = plans[0]
+        if len(plans) > 1:
+            plan = ExpertPlan(torch.cat([p.ids_TK for p in plans]), torch.cat([p.weights_TK for p in plans]))
         self._outputs.append(output)
         self._plans.append(plan)
+        self._kept.append([_shortlist(plan, output.logits_TE.shape[-1]) for plan in plans])
         return plan
+
+    def _plan(self, number: int, output: RouterOutput, context: TreeContext) -> ExpertPlan:
+        if not self._acts_on(context):
+            return ExpertPlan(ids_TK=output.ids_TK, weights_TK=output.weights_TK)
+        assert self._policy is not None
+        layer = self._moe_layers[number]
+        return self._policy.plan(router_scores(layer.family, output), replace(context, layer=layer.layer))
+
+    def _acts_on(self, context: TreeContext) -> bool:
+        return self._policy is not None and len(context.depths_T) > 1
 
     def compiled_budget(self) -> CompiledBudget | None:
         """The policy for a call that takes all layers; None for a policy that is not MoE-Spec."""
-        ones_T = torch.ones(self._tree.num_rows)
+        ones_T = torch.ones(sum(self._sizes))
         if self._policy is None:
             return CompiledBudget(ones_T)
         # A subclass may plan otherwise, and a MoESpec handed over as an object may lack what its plan asks for.
         if type(self._policy) is not MoESpec or self._policy.config.is_lossless:
             return None
         config = self._policy.config
-        context = TreeContext(self._tree.depths_T, self._tree.draft_logp_T, 0)
-        weights_T = row_weights(config.row_weight, config.depth_decay, context)
+        weights = [row_weights(config.row_weight, config.depth_decay, context) for context in self._asked]
+        given = [weights_T for weights_T in weights if weights_T is not None]
         return CompiledBudget(
-            row_weights_T=ones_T if weights_T is None else weights_T,
+            row_weights_T=torch.cat(given) if given else ones_T,
+            is_shared=self._is_shared,
             natural=config.score == "natural",
             protect_root=config.protect_root,
             size=config.budget or 0,
@@ -75,26 +102,58 @@ class StepRecorder:
             truncates=config.policy == "truncation",
         )
 
-    def record(self, routing: StepRouting) -> None:
+    def record(self, routings: list[StepRouting]) -> None:
         """The routing of all layers, where `route` was not asked."""
-        self._routing = routing
+        self._routings = routings
 
-    def counts(self) -> RoutingCounts:
+    @property
+    def acted(self) -> list[bool]:
+        """Whether the policy planned for a request's rows."""
+        acted = [self._acts_on(context) for context in self._asked]
+        return acted * len(self._sizes) if self._is_shared else acted
+
+    def counts(self) -> list[RoutingCounts]:
         """What the step's routing came to, all layers at once."""
-        return count_routing(self._routing or self._stacked(), is_natural=self._policy is None)
+        pairs = zip(self._routings or self._stacked(), self.acted, strict=True)
+        return [count_routing(routing, is_natural=not acted) for routing, acted in pairs]
 
-    def _stacked(self) -> StepRouting:
-        weights_LTK = torch.stack([plan.weights_TK for plan in self._plans])
-        ids_LTK = torch.stack([plan.ids_TK for plan in self._plans])
-        num_experts = self._outputs[0].logits_TE.shape[-1]
-        return StepRouting(
-            logits_LTE=torch.stack([output.logits_TE for output in self._outputs]),
-            natural_ids_LTK=torch.stack([output.ids_TK for output in self._outputs]),
-            natural_weights_LTK=torch.stack([output.weights_TK for output in self._outputs]),
-            ids_LTK=ids_LTK,
-            weights_LTK=weights_LTK,
-            kept_LE=torch.stack([_shortlist(plan, num_experts) for plan in self._plans]),
+    def _stacked(self) -> list[StepRouting]:
+        outputs, plans = self._outputs, self._plans
+        parts = (
+            [moe.family.softmax_logits(o.logits_TE) for moe, o in zip(self._moe_layers, outputs, strict=True)],
+            [output.ids_TK for output in outputs],
+            [output.weights_TK for output in outputs],
+            [plan.ids_TK for plan in plans],
+            [plan.weights_TK for plan in plans],
         )
+        kept = [torch.stack(by_layer) for by_layer in zip(*self._kept, strict=True)]
+        if self._is_shared:
+            kept *= len(self._sizes)
+        return StepRouting.by_request([torch.stack(part) for part in parts], kept, self._sizes)
+
+
+def _context(trees: Sequence[DraftTree], position: int) -> TreeContext:
+    """Of rows that are planned for together; the layer is filled in."""
+    if len(trees) == 1:
+        return TreeContext(trees[0].depths_T, trees[0].draft_logp_T, layer=0, position=position)
+    depths_T = torch.cat([tree.depths_T for tree in trees])
+    numbers = [torch.full_like(tree.depths_T, number) for number, tree in enumerate(trees)]
+    return TreeContext(
+        depths_T=depths_T,
+        draft_logp_T=torch.cat([tree.draft_logp_T for tree in trees]),
+        layer=0,
+        requests_T=torch.cat(numbers),
+        position=position,
+    )
+
+
+def _split(output: RouterOutput, contexts: Sequence[TreeContext]) -> list[RouterOutput]:
+    """A router's output by the rows of these contexts."""
+    if len(contexts) == 1:
+        return [output]
+    sizes = [len(context.depths_T) for context in contexts]
+    parts = [[None] * len(sizes) if part is None else part.split(sizes) for part in output]
+    return [RouterOutput(*some) for some in zip(*parts, strict=True)]
 
 
 def _shortlist(plan: ExpertPlan, num_experts: int) -> Tensor:

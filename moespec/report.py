@@ -97,12 +97,14 @@ class StepFacts:
     verify_ms: float = 0.0
     tree: tuple[TreeOpinions, Verdict] | None = None
     counts: RoutingCounts | None = None
+    share_read: float | None = None  # in a batch: see `Verified`
 
 
 def step_trace(facts: StepFacts, number: int, lossless: bool, target: Target, pieces: Pieces) -> StepTrace:
     """The trace of a step; its times are filled in by the loop."""
     counts = facts.counts
     natural, kept, active = ([], [], []) if counts is None else counts.num_experts_by_layer()
+    num_read = sum(active) if facts.share_read is None else facts.share_read
     return StepTrace.deferred(
         _details(facts, target, pieces),
         step=number,
@@ -116,7 +118,7 @@ def step_trace(facts: StepFacts, number: int, lossless: bool, target: Target, pi
         experts_kept=kept,
         experts_active=active,
         mass_kept=1.0 if counts is None else statistics.fmean(counts.mass_kept_L.tolist()),
-        expert_bytes=sum(active) * target.bytes_per_expert,
+        expert_bytes=round(num_read * target.bytes_per_expert),
         draft_ms=facts.draft_ms,
         verify_ms=facts.verify_ms,
         other_ms=0.0,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from moespec.clock import Clock
 from moespec.config import BudgetConfig, GenerationConfig, TreeConfig
 from moespec.control import Control
 from moespec.drafters.base import DraftContext, Drafter
+from moespec.governors.base import Governor, Outcome
 from moespec.kv_cache import TreeCache
 from moespec.policies.base import ExpertPolicy
 from moespec.prompts import end_ids
@@ -29,7 +31,7 @@ from moespec.text import TextStream
 from moespec.trace import StepTrace
 from moespec.tree import root_only
 from moespec.types import DraftTree, Verdict
-from moespec.verifier import Verified, Verifier
+from moespec.verifier import Draft, Verified, Verifier
 
 
 @dataclass
@@ -40,18 +42,31 @@ class Conversation:
     token_ids: list[int] = field(default_factory=list)
     lossy_from: int | None = None  # first position whose KV stems from a changed routing
 
-    def reuse(self, prompt_ids: list[int]) -> int:
-        """Cut back to what the prompt shares with it; returns the first position to compute."""
+    def num_shared(self, prompt_ids: list[int]) -> int:
+        """How many tokens it begins with that the prompt begins with, too."""
         pairs = zip(self.token_ids, prompt_ids, strict=False)
         common = next((n for n, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
-        if common is None:
-            common = min(len(self.token_ids), len(prompt_ids))
+        return min(len(self.token_ids), len(prompt_ids)) if common is None else common
+
+    def reuse(self, prompt_ids: list[int]) -> int:
+        """Cut back to what the prompt shares with it; returns the first position to compute."""
         # One position less than is shared: a drafter needs its features once more, for the token that comes next.
-        start = max(0, min(common, self.cache.length) - 1)
+        start = max(0, min(self.num_shared(prompt_ids), self.cache.length) - 1)
         self.cache.truncate(start)
         if self.lossy_from is not None and self.lossy_from >= start:
             self.lossy_from = None
         return start
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A tree to be verified, and the settings in force. marks: of the clock, before and after drafting."""
+
+    draft: Draft
+    budget: BudgetConfig
+    config: TreeConfig
+    policy: ExpertPolicy | None
+    marks: tuple[Any, Any]
 
 
 @dataclass
@@ -68,6 +83,7 @@ class Run:
     budget: BudgetConfig
     tree: TreeConfig
     control: Control
+    governor: Governor | None
     card: Callable[[], dict]  # asked at the end: what runs the experts may have changed by then
 
     def __post_init__(self) -> None:
@@ -79,16 +95,16 @@ class Run:
 
     def steps(self) -> Iterator[StepTrace]:
         """1) prefill, never budgeted; 2) until the end: draft, verify, commit with the settings in force."""
-        self.started = time.perf_counter()
-        step = self._prefill()
-        while not self.finish_reason:
-            yield step
-            step = self._step()
-        step.summary = summarise(self)
+        step = self.prefill()
         yield step
+        while step.summary is None:
+            step = self._step()
+            yield step
 
     @torch.inference_mode()
-    def _prefill(self) -> StepTrace:
+    def prefill(self) -> StepTrace:
+        """Read what of the prompt is not in the cache, and write the first token."""
+        self.started = time.perf_counter()
         conversation, device = self.conversation, self.target.device
         start = conversation.reuse(self.prompt_ids)
         ids_N = torch.tensor(self.prompt_ids[start:], device=device)
@@ -106,39 +122,65 @@ class Run:
         budget, tree = self.control.settings(self.budget, self.tree)
         elapsed_ms = self._elapsed_ms()
         facts = StepFacts("prefill", emitted, text, [0], step_settings(budget, None, tree), verify_ms=elapsed_ms)
-        return self._finished(facts, elapsed_ms)
+        return self._added(self._trace(facts), elapsed_ms)
 
     @torch.inference_mode()
     def _step(self) -> StepTrace:
-        began, started_at = time.perf_counter(), self.clock.mark()
-        conversation, prefix = self.conversation, self.conversation.cache.length
-        budget, tree_config = self.control.settings(self.budget, self.tree)
-        # 1) Draft: the drafter's tree below the last committed token.
-        tree = self._propose(tree_config)
-        drafted = self.clock.mark()
-        # 2) Verify: one forward over all rows, every MoE layer under the policy.
-        policy = policy_for(budget, self.target.num_experts)
-        verified = self._verify(tree, policy)
-        verified_at, verdict, counts = self.clock.mark(), verified.verdict, verified.counts
-        is_tree = verified.opinions.tree.num_rows > 1
-        # 3) Commit: what is emitted, the KV of its rows, their features for the drafter.
+        began = time.perf_counter()
+        proposal = self.propose()
+        verified = self._verify(proposal)
+        step = self.commit(proposal, verified, (proposal.marks[1], self.clock.mark()))
+        return self.finished(step, began)
+
+    def propose(self) -> Proposal:
+        """1) Draft: the drafter's tree below the last committed token."""
+        started = self.clock.mark()
+        budget, config = self.control.settings(self.budget, self.tree)
+        if self.governor is not None:
+            config, budget = self.governor.settings(config, budget)
+        tree = self._propose(config)
+        if self.governor is not None and tree.num_rows > 1:
+            tree, budget = self.governor.choose(tree.without_padding(), budget)
+        draft = Draft(tree, self.conversation.cache, self.generation)
+        return Proposal(
+            draft, budget, config, policy_for(budget, self.target.num_experts), (started, self.clock.mark())
+        )
+
+    def _verify(self, proposal: Proposal) -> Verified:
+        """2) Verify: one forward over all rows, every MoE layer under the policy."""
+        return self.verifier.verify(proposal.draft, proposal.policy)
+
+    def commit(self, proposal: Proposal, verified: Verified, marks: tuple[Any, Any]) -> StepTrace:
+        """3) Commit: what is emitted, the KV of its rows, their features for the drafter. marks: of the clock, before
+        and after verifying."""
+        conversation, prefix = self.conversation, len(self.conversation.token_ids) - 1
+        verdict, counts = verified.verdict, verified.counts
         if counts.changed and conversation.lossy_from is None:
             conversation.lossy_from = prefix
         emitted, text = self._emit(verdict.token_ids)
-        self._commit(verdict.path[: len(emitted)], emitted, prefix, verified.features_TF)
+        self._keep(verdict.path[: len(emitted)], emitted, prefix, verified.features_TF)
         facts = StepFacts(
-            kind="tree" if is_tree else "plain",
+            kind="tree" if verified.opinions.tree.num_rows > 1 else "plain",
             token_ids=emitted,
             text=text,
             origins=[*range(1, verdict.num_accepted + 1), 0][: len(emitted)],
-            settings=step_settings(budget, self._effective_budget(budget) if policy and is_tree else None, tree_config),
-            draft_ms=self.clock.ms(started_at, drafted),
-            verify_ms=self.clock.ms(drafted, verified_at),
+            settings=step_settings(proposal.budget, self._effective_budget(proposal.budget, verified), proposal.config),
+            draft_ms=self.clock.ms(*proposal.marks),
+            verify_ms=self.clock.ms(*marks),
             # Of a step that an end cut short, the rows behind the end were not accepted.
             tree=(verified.opinions, Verdict(verdict.path[: len(emitted) + 1], emitted)),
             counts=counts,
+            share_read=verified.share_read,
         )
-        return self._finished(facts, began=began)
+        return self._trace(facts)
+
+    def finished(self, step: StepTrace, began: float) -> StepTrace:
+        """The step with its last figures: of what began so long ago, `other_ms` is neither drafting nor verifying."""
+        whole_ms = (time.perf_counter() - began) * 1e3
+        step.other_ms = whole_ms - step.draft_ms - step.verify_ms
+        if self.governor is not None:
+            self.governor.observe(Outcome(len(step.token_ids), whole_ms, step.mass_kept))
+        return self._added(step, self._elapsed_ms())
 
     def _propose(self, config: TreeConfig) -> DraftTree:
         token_ids = self.conversation.token_ids
@@ -147,10 +189,7 @@ class Run:
             return root_only(token_ids[-1], self.target.device)
         return self.drafter.propose(DraftContext(token_ids, config, max_depth=wanted - 1))
 
-    def _verify(self, tree: DraftTree, policy: ExpertPolicy | None) -> Verified:
-        return self.verifier.verify(tree, self.conversation.cache, policy, self.generation)
-
-    def _commit(self, path: list[int], emitted: list[int], prefix: int, features_TF: Tensor | None) -> None:
+    def _keep(self, path: list[int], emitted: list[int], prefix: int, features_TF: Tensor | None) -> None:
         """Keep the rows of the root and of the emitted draft tokens; the last emitted token is the next root."""
         self.conversation.cache.keep_path(prefix, path)
         self.conversation.token_ids += emitted
@@ -180,20 +219,22 @@ class Run:
         by_limit = self.generation.max_new_tokens - len(self.totals.token_ids)
         return min(by_limit, self.target.max_context - len(self.conversation.token_ids))
 
-    def _effective_budget(self, budget: BudgetConfig) -> int | None:
-        if budget.budget is None:
+    def _effective_budget(self, budget: BudgetConfig, verified: Verified) -> int | None:
+        if budget.budget is None or not verified.is_budgeted:
             return None
         return min(max(budget.budget, self.target.top_k), self.target.num_experts)
 
     def _elapsed_ms(self) -> float:
         return (time.perf_counter() - self.started) * 1e3
 
-    def _finished(self, facts: StepFacts, elapsed_ms: float | None = None, began: float | None = None) -> StepTrace:
-        """The step's trace; what is neither drafting nor verifying, this included, is `other_ms`."""
+    def _trace(self, facts: StepFacts) -> StepTrace:
         lossless = self.conversation.lossy_from is None
-        step = step_trace(facts, self.totals.num_steps_seen, lossless, self.target, self.pieces)
-        if began is not None:
-            step.other_ms = (time.perf_counter() - began) * 1e3 - step.draft_ms - step.verify_ms
-        step.t_ms = self._elapsed_ms() if elapsed_ms is None else elapsed_ms
+        return step_trace(facts, self.totals.num_steps_seen, lossless, self.target, self.pieces)
+
+    def _added(self, step: StepTrace, t_ms: float) -> StepTrace:
+        """The step, added to the run's totals; the last one with the summary."""
+        step.t_ms = t_ms
         self.totals.add(step)
+        if self.finish_reason:
+            step.summary = summarise(self)
         return step

@@ -130,7 +130,11 @@ class StaticStep:
         seen_TT = (tree.mask_TT & is_valid_T) | self._own_TT
         mask_TS = mask_behind(prefix_1, seen_TT, write_T, self._positions_S, target.dtype)
         with target.stepping(router), self._cache.writing_at(write_T):
-            logits_TV = target.forward_masked(tree.tokens_T, prefix_1 + tree.depths_T, mask_TS[None, None], self._cache)
+            positions_T = prefix_1 + tree.depths_T
+            key_positions_S = self._positions_S.index_copy(0, write_T, positions_T)
+            logits_TV = target.forward_masked(
+                tree.tokens_T, positions_T, mask_TS[None, None], key_positions_S, self._cache
+            )
         said = [
             *(tree.num_valid, tree.tokens_T, tree.parents_T, tree.depths_T, tree.draft_logp_T, tree.mask_TT),
             *(tree.alt_ids_TA, tree.alt_logp_TA),
@@ -204,7 +208,7 @@ class StaticRouter:
     def compiled_budget(self) -> None:
         """Layers are asked one by one: this router runs where the CPU's kernels do not."""
 
-    def record(self, routing: StepRouting) -> None:
+    def record(self, routings: list[StepRouting]) -> None:
         raise AssertionError("layers are asked one by one")
 
     def routing(self) -> StepRouting:

@@ -6,6 +6,7 @@ A policy is asked layer by layer, or, where it is MoE-Spec on compiled kernels, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,16 +30,17 @@ class StepRouter(Protocol):
         """The policy in the form of `native.routing.plan`, or None if `route` must be asked layer by layer."""
         ...
 
-    def record(self, routing: StepRouting) -> None:
-        """Take note of all layers at once, where `route` was not asked."""
+    def record(self, routings: list[StepRouting]) -> None:
+        """Take note of all layers at once, request by request, where `route` was not asked."""
         ...
 
 
 @dataclass(frozen=True)
 class CompiledBudget:
-    """Settings of `native.routing.plan`; `size` -1 is the router's own routing."""
+    """Settings of `native.routing.plan_requests`; `size` -1 is the router's own routing."""
 
     row_weights_T: Tensor
+    is_shared: bool = False
     natural: bool = False
     protect_root: bool = False
     size: int = -1
@@ -48,9 +50,10 @@ class CompiledBudget:
 
 @dataclass(frozen=True)
 class StepRouting:
-    """Routing of all L MoE layers in one step: what the routers chose, and what ran. kept_LE: the shortlists.
+    """Routing of a request's rows in one step, all L MoE layers: what the routers chose, and what ran. kept_LE: the
+    shortlists.
 
-    Of logits_LTE and score_LE, router probability summed over the rows, one is enough.
+    Of logits_LTE, whose softmax is router probability, and score_LE, that summed over the rows, one is enough.
     """
 
     logits_LTE: Tensor | None
@@ -60,6 +63,12 @@ class StepRouting:
     weights_LTK: Tensor
     kept_LE: Tensor
     score_LE: Tensor | None = None
+
+    @classmethod
+    def by_request(cls, parts: Sequence[Tensor], kept: Sequence[Tensor], sizes: list[int]) -> list[StepRouting]:
+        """Of the rows of several requests, so many each. parts: the first five fields; kept: each request's kept_LE."""
+        split = [part.split(sizes, dim=1) for part in parts]
+        return [cls(*fields) for fields in zip(*split, kept, strict=True)]
 
     def scores(self) -> Tensor:
         """fp32 [L, E]: router probability summed over the rows."""
@@ -83,5 +92,5 @@ class NaturalRouter:
     def compiled_budget(self) -> CompiledBudget:
         return CompiledBudget(torch.ones(self._num_rows))
 
-    def record(self, routing: StepRouting) -> None:
+    def record(self, routings: list[StepRouting]) -> None:
         pass

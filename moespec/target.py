@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moespec.backends import TritonBackend, choose_backend
-from moespec.dense import PackedLinear, TreeMask, can_pack, masked_attention
+from moespec.backends import TritonBackend, choose_backend, rule_of
+from moespec.batch_cache import BatchCache, RequestRows
+from moespec.dense import Mask, PackedLinear, TreeMask, can_pack, mask_by_type, masked_attention
 from moespec.fused import Forward, fused_norm, logits_alone
 from moespec.graph import Graphs
-from moespec.hf import ALL_ATTENTION_FUNCTIONS, ALL_EXPERTS_FUNCTIONS, PreTrainedModel
+from moespec.hf import ALL_ATTENTION_FUNCTIONS, ALL_EXPERTS_FUNCTIONS, Cache, PreTrainedModel
 from moespec.kv_cache import TreeCache
 from moespec.lean import LeanDecoder
-from moespec.models import decoder_layers, find_moe_layers
+from moespec.moe_layers import attention_windows, decoder_layers, find_moe_layers
 from moespec.native.weights import version
 from moespec.routing import RouterOutput
 from moespec.step_router import StepRouter
+from moespec.types import DraftTree
 
 _engine_numbers = itertools.count()
 
@@ -46,7 +48,8 @@ class Target:
         self.vocab_size: int = config.vocab_size
         self.hidden_size: int = config.hidden_size
         self.max_context: int = config.max_position_embeddings
-        self.top_k = self._probe_top_k(first.router)
+        self.top_k = first.top_k
+        self.windows = attention_windows(model)
         self.backend = choose_backend(backend, self.device, [moe.experts for moe in self.moe_layers])
         self.graphs = Graphs(self.device)
         self._router: StepRouter | None = None
@@ -63,11 +66,11 @@ class Target:
         self._lean = self._find_lean()
         self._packed = self._pack_linear_layers() if self._lean is None else []
         self._fused = self._fuse() if self.backend.name == "triton" else []
-        self._mask = TreeMask(self.dtype, self.device)
+        self._mask = TreeMask(self.dtype, self.device, self.windows)
         self._configs = list({id(moe.experts.config): moe.experts.config for moe in self.moe_layers}.values())
 
     def _find_lean(self) -> LeanDecoder | None:
-        if self.backend.name != "cpu":
+        if self.backend.name != "cpu" or any(self.windows.values()):
             return None
         return LeanDecoder.of(self.model, self.layers, self.moe_layers, self._run_experts)
 
@@ -83,11 +86,6 @@ class Target:
         elif changed:
             self._pack(self._packed)
         return changed
-
-    def _probe_top_k(self, router: nn.Module) -> int:
-        with torch.inference_mode():
-            row = torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)
-            return router(row)[2].shape[-1]
 
     def tap(self, layers: tuple[int, ...]) -> None:
         """Record the residual entering these decoder layers during steps (EAGLE-3 features)."""
@@ -106,7 +104,8 @@ class Target:
             for module in self.model.modules()
             if type(module).__name__.endswith("RMSNorm") and "forward" not in vars(module)
         }
-        for moe in (moe for moe in self.moe_layers if "forward" not in vars(moe.router)):
+        known = [moe for moe in self.moe_layers if rule_of(moe.family) is not None]
+        for moe in (moe for moe in known if "forward" not in vars(moe.router)):
             forwards[moe.router] = logits_alone(moe.router, self.hidden_size, self.plans_from_logits)
         fused = {module: forward for module, forward in forwards.items() if forward is not None}
         for module, forward in fused.items():
@@ -168,20 +167,43 @@ class Target:
         `seen_TT`: bool, which of the new rows each row sees (a tree's ancestors and itself); None is causal.
         """
         if self._lean is not None:
-            assert self._router is not None
-            logits_TV, entering = self._lean.forward(token_ids_T, positions_T, seen_TT, cache, keep, self._router)
-            self._features = {number: entering[number] for number in self._tap_layers}
-            return logits_TV
-        masking = contextlib.nullcontext() if seen_TT is None else self._mask.over(seen_TT, cache.length)
+            return self._run_lean(
+                self._lean, token_ids_T, positions_T, [RequestRows(cache, len(token_ids_T), seen_TT)], keep
+            )
+        masking = contextlib.nullcontext() if seen_TT is None else self._mask.over(seen_TT, positions_T, cache.length)
         with masking as mask:
             return self._run_model(token_ids_T, positions_T, mask, cache, keep)
 
-    def forward_masked(self, token_ids_T: Tensor, positions_T: Tensor, mask_TS: Tensor, cache: TreeCache) -> Tensor:
+    def forward_trees(self, trees: Sequence[DraftTree], caches: Sequence[TreeCache]) -> Tensor:
+        """Logits [T, V] of all rows of several requests' trees, each behind what its own cache holds; as `forward`."""
+        pairs = list(zip(trees, caches, strict=True))
+        token_ids_T = torch.cat([tree.tokens_T for tree in trees])
+        positions_T = torch.cat([tree.depths_T + cache.length for tree, cache in pairs])
+        requests = [RequestRows(cache, tree.num_rows, tree.mask_TT) for tree, cache in pairs]
+        if self._lean is not None:
+            return self._run_lean(self._lean, token_ids_T, positions_T, requests, len(token_ids_T))
+        joined = BatchCache(requests)
+        mask_TS, key_positions_S = joined.mask(positions_T, self.dtype)
+        mask = mask_by_type(mask_TS, self.windows, positions_T, key_positions_S)
+        return self._run_model(token_ids_T, positions_T, mask, joined, len(token_ids_T))
+
+    def _run_lean(
+        self, lean: LeanDecoder, token_ids_T: Tensor, positions_T: Tensor, requests: Sequence[RequestRows], keep: int
+    ) -> Tensor:
+        assert self._router is not None
+        logits_TV, entering = lean.forward(token_ids_T, positions_T, requests, keep, self._router)
+        self._features = {number: entering[number] for number in self._tap_layers}
+        return logits_TV
+
+    def forward_masked(
+        self, token_ids_T: Tensor, positions_T: Tensor, mask_TS: Tensor, key_positions_S: Tensor, cache: TreeCache
+    ) -> Tensor:
         """Logits [T, V] where the additive mask [1, 1, T, S] says what each row sees of all that the cache stores."""
-        return self._run_model(token_ids_T, positions_T, mask_TS, cache, len(token_ids_T))
+        mask = mask_by_type(mask_TS, self.windows, positions_T, key_positions_S)
+        return self._run_model(token_ids_T, positions_T, mask, cache, len(token_ids_T))
 
     def _run_model(
-        self, token_ids_T: Tensor, positions_T: Tensor, mask: Tensor | None, cache: TreeCache, keep: int
+        self, token_ids_T: Tensor, positions_T: Tensor, mask: Mask | None, cache: Cache, keep: int
     ) -> Tensor:
         with self._own_attention() if mask is not None else contextlib.nullcontext():
             output = self.model(
@@ -228,11 +250,11 @@ class Target:
                 del functions[self._key]
 
     def _router_hook(self, number: int) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor, Tensor]) -> tuple | None:
+        def hook(module: nn.Module, args: tuple, output: tuple) -> tuple | None:
             if self._router is None:
                 return None
-            plan = self._router.route(number, RouterOutput(*output))
-            return output[0], plan.weights_TK, plan.ids_TK
+            plan = self._router.route(number, RouterOutput(*output[:3]))
+            return output[0], plan.weights_TK, plan.ids_TK, *output[3:]
 
         return hook
 

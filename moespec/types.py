@@ -49,6 +49,10 @@ class DraftTree:
         """Padding included."""
         return self.tokens_T.shape[0]
 
+    def without_padding(self) -> DraftTree:
+        """Asks the device how many rows count, where that is known only there."""
+        return self if self.num_valid is None else self.first_rows(int(self.num_valid))
+
     def first_rows(self, num_rows: int) -> DraftTree:
         """Without the rows behind the first so many."""
         alt_ids_TA, alt_logp_TA = self.alt_ids_TA, self.alt_logp_TA
@@ -68,13 +72,16 @@ class DraftTree:
 class TreeContext:
     """What a policy may know of the rows beside their routing: their place in the tree, and the tree's.
 
-    layer     number among the decoder layers
-    position  of the root: how many tokens come before it
+    layer       number among the decoder layers
+    requests_T  int64, ascending: which request of a batch each row belongs to, where a policy is asked for all of them
+                together (`BudgetConfig.scope`). None: all rows are one request's
+    position    how many tokens come before the root, of several requests before the first one's
     """
 
     depths_T: Tensor
     draft_logp_T: Tensor
     layer: int
+    requests_T: Tensor | None = None
     position: int = 0
 
 

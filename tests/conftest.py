@@ -18,6 +18,9 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from moespec import Engine
+from moespec.run import Conversation
+
 VOCAB = 97
 _SHARED = {
     "vocab_size": VOCAB,
@@ -53,6 +56,14 @@ def tiny_model(family: str, seed: int = 0) -> Any:
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
     return model
+
+
+def conversation_of(engine: Engine) -> Conversation:
+    """What the engine keeps of its only conversation."""
+    seat = engine.seats.take([])
+    engine.seats.leave(seat)
+    assert len(engine.seats) == 1
+    return seat.conversation
 
 
 @pytest.fixture(params=FAMILIES)

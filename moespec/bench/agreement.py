@@ -20,7 +20,7 @@ from moespec.engine import Engine
 from moespec.kv_cache import TreeCache
 from moespec.policies.base import ExpertPolicy, ForesightPolicy
 from moespec.recorder import StepRecorder, policy_for
-from moespec.run import Conversation, Run
+from moespec.run import Conversation, Proposal, Run
 from moespec.step_router import NaturalRouter
 from moespec.trace import RunSummary
 from moespec.types import DraftTree, Verdict
@@ -95,7 +95,7 @@ def _verify(engine: Engine, arm: Arm, tree: DraftTree, prefix: int, cache: TreeC
 
 def _tree_logits(engine: Engine, policy: ExpertPolicy | None, tree: DraftTree, prefix: int, cache: TreeCache) -> Tensor:
     target = engine.target
-    with target.stepping(StepRecorder(target.moe_layers, tree, policy, prefix)):
+    with target.stepping(StepRecorder(target.moe_layers, [tree], policy, positions=[prefix])):
         return target.forward(tree.tokens_T, tree.depths_T + prefix, tree.mask_TT, cache, keep=tree.num_rows)
 
 
@@ -106,8 +106,8 @@ class Replay(Run):
     text_ids: list[int] = field(default_factory=list)
     root_agrees: list[bool] = field(default_factory=list)
 
-    def _verify(self, tree: DraftTree, policy: ExpertPolicy | None) -> Verified:
-        verified = super()._verify(tree, policy)
+    def _verify(self, proposal: Proposal) -> Verified:
+        verified = super()._verify(proposal)
         verdict, wanted = verified.verdict, self.text_ids[len(self.totals.token_ids) :]
         pairs = zip(verdict.token_ids, wanted, strict=False)
         num_same = next((n for n, (ours, theirs) in enumerate(pairs) if ours != theirs), len(verdict.token_ids))
@@ -132,6 +132,7 @@ def replay(engine: Engine, arm: Arm, prompt_ids: list[int], text_ids: list[int])
         budget=arm.budget,
         tree=arm.tree or TreeConfig(),
         control=Control(),
+        governor=None,
         card=engine.card,
         text_ids=text_ids,
     )

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from moespec.backends import rule_of
 from moespec.bench.layers import BenchLayer, Layers
-from moespec.bench.machine import Call, free_bytes
+from moespec.bench.machine import Call
 from moespec.bench.routings import Case, RoutedLayer
 from moespec.config import BudgetConfig
 from moespec.hf import ALL_EXPERTS_FUNCTIONS
+from moespec.memory import free_bytes
 from moespec.recorder import policy_for
 from moespec.routing import RouterOutput, router_scores
 from moespec.types import TreeContext

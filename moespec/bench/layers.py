@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 from moespec.backends import Backend, choose_backend, expert_weights
-from moespec.bench.machine import free_bytes
 from moespec.config import EMBEDDED_TARGET
 from moespec.cost import WORKED_SHAPES
 from moespec.hf import AutoConfig, AutoModelForCausalLM
-from moespec.routing import RouterFamily, identify_family
+from moespec.memory import free_bytes
+from moespec.router_families import RouterSample, identify_family
+from moespec.routing import RouterFamily
 
 if TYPE_CHECKING:
     from kernels.weights import ExpertMatrix
@@ -31,6 +32,7 @@ SHAPE_NAMES = (EMBEDDED, *WORKED_SHAPES)
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 QUANTIZED = {"int8": "int8", "fp8": "fp8 128x128", "int4": "int4"}  # names in `kernels/shapes.py`
 DTYPE_NAMES = (*FLOATS, *QUANTIZED)
+NUM_PROBE_ROWS = 16  # of a router, to see what it does
 MIN_CACHES = 4  # a list of calls reads this many times what the last-level cache holds
 
 # What transformers calls an expert's width and the number of experts.
@@ -194,7 +196,9 @@ def _family(shape: LayerShape) -> RouterFamily:
     generator = torch.Generator().manual_seed(0)
     for parameter in router.parameters():
         parameter.normal_(0, shape.hidden_size**-0.5, generator=generator)
-    family = identify_family(router, shape.hidden_size)
+    with torch.inference_mode():
+        logits_TE, weights_TK, ids_TK = router(torch.randn(NUM_PROBE_ROWS, shape.hidden_size, generator=generator))
+    family = identify_family(RouterSample(logits_TE, weights_TK, ids_TK, vectors=[], groupings=[], jitter=None))
     if isinstance(family, str):
         raise ValueError(f"{shape.name} cannot be timed: {family}.")
     return family

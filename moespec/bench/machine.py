@@ -6,7 +6,6 @@ as they are set. Knows nothing of engines, models or kernels: what is timed come
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from moespec.memory import free_bytes
 from moespec.report import cpu_name
 
 Call = Callable[[], object]
@@ -219,15 +219,3 @@ def checked_out_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had, what torch holds and does not use included; all of it where nobody says."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    try:
-        with open("/proc/meminfo", encoding="utf-8") as file:
-            return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

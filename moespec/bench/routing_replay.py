@@ -58,7 +58,8 @@ class _LogitsRouter(NaturalRouter):
         self.logits.append(output.logits_TE.float())
         return super().route(number, output)
 
-    def record(self, routing: StepRouting) -> None:
+    def record(self, routings: list[StepRouting]) -> None:
+        (routing,) = routings
         assert routing.logits_LTE is not None
         self.logits = list(routing.logits_LTE)
 

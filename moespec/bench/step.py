@@ -25,11 +25,12 @@ from moespec.bench.layers import EMBEDDED
 from moespec.bench.machine import Timing, machine_card
 from moespec.bench.measure import read_prompts
 from moespec.bench.routing_replay import RoutingReplay, record_logits, scale_logits
-from moespec.bench.step_models import load_engine, shape_of
+from moespec.bench.step_models import load_engine
 from moespec.bench.step_profile import profile_steps
 from moespec.config import EMBEDDED_TARGET, BudgetConfig, GenerationConfig, TreeConfig
 from moespec.cost import ModelShape, break_even_tokens, floor_s, step_bytes
 from moespec.engine import Engine
+from moespec.shapes import shape_of
 from moespec.trace import StepTrace
 
 PLAIN = TreeConfig(1)
@@ -106,7 +107,7 @@ def _measure(
         for arm in all_arms:
             with contextlib.closing(arm.run(engine, prompt, advance)) as stream:
                 parts[arm.name] = profile_steps(stream, len(engine.target.layers))
-    shape, read_bytes_per_s = shape_of(engine.target, name), card["ceilings"]["read_bytes_per_s"]
+    shape, read_bytes_per_s = shape_of(engine.target.model, name), card["ceilings"]["read_bytes_per_s"]
     plain_ms = statistics.median(map(_total_ms, all_arms[0].steps))
     return [arm_record(arm, shape, read_bytes_per_s, plain_ms) | {"parts": parts.get(arm.name)} for arm in all_arms]
 

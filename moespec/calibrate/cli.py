@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from moespec.quality.trials import read_texts
 NUM_TOKENS = {"similarity": 4096, "sensitivity": 512, "acceptance": 4096}
 
 
-def add_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
+def add_calibration(parser: argparse.ArgumentParser, kind: str, load: Callable[[argparse.Namespace], Engine]) -> None:
+    """Arguments and handler of `inspect KIND`."""
+    inspect = {"similarity": inspect_similarity, "sensitivity": inspect_sensitivity, "acceptance": inspect_acceptance}
+    parser.set_defaults(handler=lambda args: inspect[kind](load(args), args))
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=f"DIR/{kind}.safetensors")
     parser.add_argument("--texts", type=Path, metavar="FILE", help="read these; default: what the model writes")
     parser.add_argument("--tokens", type=int, default=NUM_TOKENS[kind], metavar="N", help="of text, at most")

@@ -31,7 +31,7 @@ class DraftContext:
 
 
 class Drafter(Protocol):
-    """Proposes trees and is told what became of them.
+    """Proposes trees of one conversation and is told what became of them.
 
     `tap_layers`: decoder layers whose entering residual it wants as features; empty for none. The rows it observes are
     committed positions in order, none left out.
@@ -41,7 +41,10 @@ class Drafter(Protocol):
     tap_layers: tuple[int, ...]
 
     def propose(self, context: DraftContext) -> DraftTree:
-        """A tree below the root with at most `context.tree.total_tokens` rows."""
+        """A tree below the root with at most `context.tree.total_tokens` rows.
+
+        The token ids are those of the proposal before, as far as `truncate` has left them, and more.
+        """
         ...
 
     def observe(self, features_NF: Tensor | None) -> None:
@@ -50,4 +53,8 @@ class Drafter(Protocol):
 
     def truncate(self, length: int) -> None:
         """Forget every position from `length` on; the next observed row is position `length`."""
+        ...
+
+    def fork(self) -> Drafter:
+        """One more like it, with the same weights, for another conversation. Only a batch asks for it."""
         ...

@@ -7,7 +7,7 @@ cache; the formula is `head.py`'s, the kernels are `native/head.py` and `native/
 
 from __future__ import annotations
 
-import math
+import copy
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from moespec.drafters.head import Eagle3Head
 from moespec.drafters.passes import KeysAndValues, rope_table
 from moespec.native import array, load_kernels, use_threads
 from moespec.native.weights import quantized
-from moespec.tree import NUM_ALTERNATIVES, num_asked
+from moespec.tree import NUM_ALTERNATIVES, least_logp, num_asked
 from moespec.types import DraftTree
 
 
@@ -30,7 +30,7 @@ class CompiledPass:
 
     def __init__(self, head: Eagle3Head, max_context: int) -> None:
         self._kernels: Any = load_kernels()
-        layer, config = head.midlayer, head.config
+        self._head, layer, config = head, head.midlayer, head.config
         attention, mlp = layer.self_attn, layer.mlp
         norms = (layer.input_layernorm, layer.hidden_norm, layer.post_attention_layernorm)
         self._weights = (
@@ -52,6 +52,11 @@ class CompiledPass:
         self._norm_output = config.norm_output
         self._kv = KeysAndValues(head)
 
+    def fork(self) -> CompiledPass:
+        twin = copy.copy(self)
+        twin._kv = self._kv.empty()
+        return twin
+
     def extend(self, tokens: list[int], features_NF: Tensor, start: int) -> Tensor:
         width = self._fc[0].shape[1]
         if features_NF.shape != (len(tokens), width):
@@ -60,9 +65,9 @@ class CompiledPass:
         end = start + len(tokens)
         self._kv.reserve(end)
         state = self._kernels.head.extend(
-            *(features_NF.float().contiguous().numpy(), np.array(tokens, np.int64), self._fc, self._weights),
-            *(self._embeddings, self._cos[start:end], self._sin[start:end], *self._kv.stored.numpy(), start),
-            (self._scale, self._before_residual),
+            *(self._head.normed(features_NF.float()).contiguous().numpy(), np.array(tokens, np.int64)),
+            *(self._fc, self._weights, self._embeddings, self._cos[start:end], self._sin[start:end]),
+            *(self._table(len(tokens), start), (self._scale, self._before_residual)),
         )
         return torch.from_numpy(state)
 
@@ -70,12 +75,12 @@ class CompiledPass:
         use_threads()
         vocab = len(self._vocab_map)
         top_k = min(config.top_k, vocab)
-        least = math.log(config.min_path_p) if config.min_path_p else -1e30  # no infinity in fast arithmetic
+        least = least_logp(config)
         self._kv.reserve(length + (config.depth - 1) * top_k)
         shape = (config.depth, top_k, min(num_asked(config), vocab), least)
         pool = self._kernels.tree.grow(
             *(state_1D.contiguous().numpy(), length, self._weights, self._final, self._embeddings, self._vocab_map),
-            *(self._cos, self._sin, *self._kv.stored.numpy(), shape),
+            *(self._cos, self._sin, self._table(0, length), shape),
             (self._scale, self._before_residual, self._norm_output),
         )
         found = self._kernels.tree.select(root, config.total_tokens - 1, least, pool)
@@ -83,3 +88,8 @@ class CompiledPass:
         return DraftTree(
             *(tokens, parents, depths, logp, mask), alt_ids[:, :NUM_ALTERNATIVES], alt_logp[:, :NUM_ALTERNATIVES]
         )
+
+    def _table(self, num_rows: int, start: int) -> np.ndarray:
+        """Of `native.attention`: rows that go behind the first `start` keys, all of which they see."""
+        keys, values = self._kv.stored
+        return np.array([[0, num_rows, start, start, keys.shape[1], keys.data_ptr(), values.data_ptr()]])

@@ -29,12 +29,16 @@ class Eagle3Drafter:
 
     def __init__(self, head: Eagle3Head, max_context: int, head_pass: HeadPass | None = None) -> None:
         config = head.config
-        self.head = head
+        self.head, self._max_context = head, max_context
         self.tap_layers = config.tap_layers
         self._pass = head_pass or make_pass(head, max_context)
         self._device = head.fc.weight.device
         self._length = 0  # committed positions whose pair is in the KV cache
         self._pending: list[Tensor] = []  # features of later committed positions
+
+    def fork(self) -> Eagle3Drafter:
+        """Of the same head and its weights."""
+        return Eagle3Drafter(self.head, self._max_context, self._pass.fork())
 
     def observe(self, features_NF: Tensor | None) -> None:
         assert features_NF is not None

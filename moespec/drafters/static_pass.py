@@ -6,7 +6,7 @@ asked of the device, so that the tree arrives with its padding. Longer passes, w
 
 from __future__ import annotations
 
-import math
+import copy
 from functools import partial
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 from moespec.config import TreeConfig
 from moespec.dense import hidden_value, mask_behind
 from moespec.drafters.head import Eagle3Head
-from moespec.drafters.torch_pass import HeadLayer, TorchPass, seen_below
+from moespec.drafters.torch_pass import HeadLayer, TorchPass
 from moespec.graph import Graphs, Prepared
-from moespec.tree import Best, Frontier, grow_fixed_tree, num_asked
+from moespec.tree import Best, Frontier, grow_fixed_tree, least_logp, num_asked, seen_below
 from moespec.types import DraftTree
 
 BUCKETS = (1, 2, 4, 8, 16)  # committed tokens of one step: a path and its bonus token
@@ -29,10 +29,18 @@ class StaticPass:
     has_fixed_shape = True
 
     def __init__(self, head: Eagle3Head, max_context: int, graphs: Graphs) -> None:
-        self._eager, self._graphs = TorchPass(head, max_context), graphs
-        self._layer, self._kv = self._eager.layer, self._eager.kv
-        self._extensions: Prepared[Tensor] = Prepared(graphs)
-        self._growths: Prepared[DraftTree] = Prepared(graphs)
+        self._graphs = graphs
+        self._begin(TorchPass(head, max_context))
+
+    def _begin(self, eager: TorchPass) -> None:
+        self._eager, self._layer, self._kv = eager, eager.layer, eager.kv
+        self._extensions: Prepared[Tensor] = Prepared(self._graphs)
+        self._growths: Prepared[DraftTree] = Prepared(self._graphs)
+
+    def fork(self) -> StaticPass:
+        twin = copy.copy(self)
+        twin._begin(self._eager.fork())  # what is captured reads and writes its own keys and values
+        return twin
 
     def extend(self, tokens: list[int], features_NF: Tensor, start: int) -> Tensor:
         size = next((bucket for bucket in BUCKETS if len(tokens) <= bucket), None)
@@ -98,7 +106,7 @@ class _Growth:
         self._state_1D.copy_(state_1D)
         self._length_1.fill_(length)
         self._root_1.fill_(root)
-        self._least_logp.fill_(math.log(config.min_path_p) if config.min_path_p else -math.inf)
+        self._least_logp.fill_(least_logp(config))
 
     def run(self) -> DraftTree:
         num_best = num_asked(self._config)

@@ -1,13 +1,17 @@
-"""Attention of a few rows over a KV cache as a compiled CPU kernel: projections, norms, rope, the rows' own mask.
+"""Attention of a few rows over KV caches as a compiled CPU kernel: projections, norms, rope, the rows' own mask.
 
 | kernel       | reads                                          | writes                           |
 |--------------|------------------------------------------------|----------------------------------|
-| `attention`  | x [T, D], weights, mask [T, M]                 | [T, D]; keys and values in place |
+| `attention`  | x [T, D], weights, table, mask [T, M]          | [T, D]; keys and values in place |
 | `keep_rows`  | keys, values                                   | some of their rows, moved up     |
 
-The heads that share keys and values take them together, a block of rows at a time, so that each key and value is read
-once per block. Knows nothing of models or trees. Letters as in `types.py`; H heads, d head size, S keys, Q queries (row
-by row, and in a row head by head) of one key head.
+The rows of several requests go through the projections together, and each request's attend to its own keys and values.
+The heads that share those take them together, a block of rows at a time, so that each is read once per block. Knows
+nothing of models or trees. Letters as in `types.py`; R requests, H heads, d head size, S keys, Q queries (row by row,
+and in a row head by head) of one key head.
+
+A table of requests, int64 [R, 7], says which rows are whose and where their keys and values lie: its columns are
+numbered below. Addresses instead of arrays, because a kernel would be compiled anew for every number of arrays.
 """
 
 from __future__ import annotations
@@ -16,7 +20,11 @@ import numpy as np
 from numba import njit, prange
 
 from moespec.native.layers import FAST, F, dot, dot_products, exp, linear, mixes
+from moespec.native.memory import floats_at
 
+# Columns of a table: the request's first row of x and how many it has; where their keys and values go, and how many
+# keys before that all of its rows see; the positions and the addresses of its keys and values, each [Hkv, capacity, d].
+FIRST, NUM_ROWS, START, NUM_FREE, CAPACITY, KEYS, VALUES = range(7)
 BLOCK = 4  # queries per task, or those of one row where they are more
 LEAST = F(-1e30)  # instead of an infinity, which fast arithmetic may assume away
 
@@ -70,20 +78,25 @@ def _attend(queries, keys, values, num_free, seen, scale, out):
 
 # Copies of parts of arrays are kept out of `attention`: inside a parallel kernel each would be a parallel region.
 @njit(**FAST)
-def _split(projected, norms, eps, cos, sin, queries, keys, values, start):
-    """Queries [Hkv, T group, d], keys and values [Hkv, capacity, d] from `start` on, of projected rows [T, (...) d]."""
-    num_kv, size = keys.shape[0], cos.shape[1]
+def _split(projected, norms, eps, cos, sin, queries, table):
+    """Queries [Hkv, T group, d], and every request's keys and values, of projected rows [T, (...) d]."""
+    num_kv, size = queries.shape[0], queries.shape[2]
     num_q = norms.shape[0] - num_kv
     group = num_q // num_kv
-    for row in range(projected.shape[0]):
-        heads = projected[row].reshape(num_q + 2 * num_kv, size)
-        for head in range(num_q):
-            place = queries[head // group, row * group + head % group]
-            _rotate(heads[head], norms[head], eps, cos[row], sin[row], place)
-        for head in range(num_kv):
-            place = keys[head, start + row]
-            _rotate(heads[num_q + head], norms[num_q + head], eps, cos[row], sin[row], place)
-            values[head, start + row] = heads[num_q + num_kv + head]
+    for request in range(table.shape[0]):
+        first, start = table[request, FIRST], table[request, START]
+        shape = (num_kv, table[request, CAPACITY], size)
+        keys, values = floats_at(table[request, KEYS], shape), floats_at(table[request, VALUES], shape)
+        for number in range(table[request, NUM_ROWS]):
+            row = first + number
+            heads = projected[row].reshape(num_q + 2 * num_kv, size)
+            for head in range(num_q):
+                place = queries[head // group, row * group + head % group]
+                _rotate(heads[head], norms[head], eps, cos[row], sin[row], place)
+            for head in range(num_kv):
+                place = keys[head, start + number]
+                _rotate(heads[num_q + head], norms[num_q + head], eps, cos[row], sin[row], place)
+                values[head, start + number] = heads[num_q + num_kv + head]
 
 
 @njit(**FAST)
@@ -99,39 +112,62 @@ def _by_row(mixed, num_rows):
 
 
 @njit(**FAST)
-def _causal(num_rows):
-    seen = np.zeros((num_rows, num_rows), np.bool_)
-    for row in range(num_rows):
-        seen[row, : row + 1] = True
+def _causal(table, num_rows):
+    """`seen` where a row sees of its request's rows those before it and itself."""
+    seen = np.zeros((num_rows, table[:, NUM_ROWS].max()), np.bool_)
+    for request in range(table.shape[0]):
+        for number in range(table[request, NUM_ROWS]):
+            seen[table[request, FIRST] + number, : number + 1] = True
     return seen
 
 
+@njit(**FAST)
+def _blocks(table, size):
+    """Up to `size` rows of one request at a time: (request, first row of its own) [N, 2]."""
+    blocks = np.empty((((table[:, NUM_ROWS] + size - 1) // size).sum(), 2), np.int64)
+    filled = 0
+    for request in range(table.shape[0]):
+        for first in range(0, table[request, NUM_ROWS], size):
+            blocks[filled] = request, first
+            filled += 1
+    return blocks
+
+
+@njit(**FAST)
+def _attend_block(queries, places, head, first, last, is_causal, seen, scale, mixed):
+    """A request's own rows `first` to `last` - 1 of one key head; places: its row of the table."""
+    num_free, shape = places[NUM_FREE], (queries.shape[0], places[CAPACITY], queries.shape[2])
+    num_keys = num_free + last if is_causal else places[START] + places[NUM_ROWS]
+    keys, values = floats_at(places[KEYS], shape)[head, :num_keys], floats_at(places[VALUES], shape)[head, :num_keys]
+    group, begin, end = queries.shape[1] // seen.shape[0], places[FIRST] + first, places[FIRST] + last
+    own = queries[head, begin * group : end * group]
+    _attend(own, keys, values, num_free, seen[begin:end], scale, mixed[head, begin * group : end * group])
+
+
 @njit(parallel=True, **FAST)
-def attention(x, qkv, norms, eps, out, cos, sin, keys, values, start, num_free, seen, scale):
-    """[T, D] of normalised rows x [T, D]; their keys and values go to positions `start` on.
+def attention(x, qkv, norms, eps, out, cos, sin, table, seen, scale):
+    """[T, D] of normalised rows x [T, D]; their keys and values go where the table [R, 7] says.
 
     Weights: qkv [(Hq + 2 Hkv) d, D], out [D, Hq d]; norms [Hq + Hkv, d] of queries and keys, or [Hq + Hkv, 0]. cos, sin
-    [T, d]; keys, values [Hkv, capacity, d]. Every row sees the first `num_free` keys, and of those behind them what its
-    row of `seen` [T, M] says; without columns, what lies before it and itself.
+    [T, d]. Every row sees its request's free keys, and of those behind them what its row of `seen` [T, M] says; without
+    columns, what lies before it and itself.
     """
-    num_rows, size, num_kv = x.shape[0], cos.shape[1], keys.shape[0]
+    num_rows, size = x.shape[0], cos.shape[1]
+    num_kv = qkv[1].shape[0] // size - norms.shape[0]
     group = norms.shape[0] // num_kv - 1
     queries = np.empty((num_kv, num_rows * group, size), np.float32)
-    _split(linear(x, qkv), norms, eps, cos, sin, queries, keys, values, start)
+    _split(linear(x, qkv), norms, eps, cos, sin, queries, table)
     mixed = np.empty_like(queries)
     is_causal = seen.shape[1] == 0
     if is_causal:
-        seen, num_free = _causal(num_rows), start
+        seen = _causal(table, num_rows)
     rows_per_task = max(1, BLOCK // group)
-    num_blocks = (num_rows + rows_per_task - 1) // rows_per_task
-    for task in prange(num_kv * num_blocks):
-        head, first = task // num_blocks, task % num_blocks * rows_per_task
-        last = min(num_rows, first + rows_per_task)
-        num_keys = num_free + (last if is_causal else seen.shape[1])
-        _attend(
-            queries[head, first * group : last * group], keys[head, :num_keys], values[head, :num_keys],
-            num_free, seen[first:last], F(scale), mixed[head, first * group : last * group],
-        )  # fmt: skip
+    blocks = _blocks(table, rows_per_task)
+    for task in prange(num_kv * blocks.shape[0]):
+        head, number = task // blocks.shape[0], task % blocks.shape[0]
+        request, first = blocks[number, 0], blocks[number, 1]
+        last = min(table[request, NUM_ROWS], first + rows_per_task)
+        _attend_block(queries, table[request], head, first, last, is_causal, seen, F(scale), mixed)
     return linear(_by_row(mixed, num_rows), out)
 
 

@@ -13,20 +13,18 @@ from moespec.native.layers import FAST, F, exp, gated, linear, unit_rows
 
 
 @njit(**FAST)
-def states(embeds, hidden, weights, cos, sin, keys, values, places, seen, options, keep):
-    """h_out [keep, D] of the last rows of (embedding of the next token, g) [N, D]; all their keys and values go to the
-    start that `places` names.
+def states(embeds, hidden, weights, cos, sin, table, seen, options, keep):
+    """h_out [keep, D] of the last rows of (embedding of the next token, g) [N, D]; all their keys and values are kept.
 
     weights: (norms [3, D] of the embedding, of g and before the MLP, eps, qkv, heads [Hq + Hkv, 0] counts them, out,
-    gate_up [2 I, D], down); places (start, num_free) and `seen` as in `attention`; options (scale, whether the residual
-    is the normalised g).
+    gate_up [2 I, D], down); table and `seen` as in `attention`; options (scale, whether the residual is the normalised
+    g).
     """
     norms, eps, qkv, heads, out, gate_up, down = weights
     normed = unit_rows(hidden, norms[1], eps)
     joined = np.concatenate((unit_rows(embeds, norms[0], eps), normed), axis=1)
-    start, num_free = places
     scale, before_residual = options
-    residual = attention(joined, qkv, heads, eps, out, cos, sin, keys, values, start, num_free, seen, scale)
+    residual = attention(joined, qkv, heads, eps, out, cos, sin, table, seen, scale)
     residual += normed if before_residual else hidden
     residual = residual[residual.shape[0] - keep :]
     gates = linear(unit_rows(residual, norms[2], eps), gate_up)
@@ -34,11 +32,10 @@ def states(embeds, hidden, weights, cos, sin, keys, values, places, seen, option
 
 
 @njit(**FAST)
-def extend(features, tokens, fc, weights, embeddings, cos, sin, keys, values, start, options):
+def extend(features, tokens, fc, weights, embeddings, cos, sin, table, options):
     """The state [1, D] after the last of N committed pairs (features [N, F], token behind them); cos, sin [N, d]."""
-    hidden, places = linear(features, fc), (start, start)
     causal = np.empty((1, 0), np.bool_)
-    return states(embeddings[tokens], hidden, weights, cos, sin, keys, values, places, causal, options, 1)
+    return states(embeddings[tokens], linear(features, fc), weights, cos, sin, table, causal, options, 1)
 
 
 @njit(**FAST)

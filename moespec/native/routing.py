@@ -79,8 +79,11 @@ def route(logits, top_k, kind):
 
 
 @njit(cache=True)
-def plan(logits, probs, ids, weights, row_weights, natural, protect_root, budget, coverage, truncates, kind):
-    """`MoESpec.plan`: (ids [T, K], weights [T, K], shortlist [E], score [E]). `coverage` 0: the budget counts."""
+def plan(logits, probs, ids, weights, row_weights, roots, natural, protect_root, budget, coverage, truncates, kind):
+    """`MoESpec.plan`: (ids [T, K], weights [T, K], shortlist [E], score [E]). `coverage` 0: the budget counts.
+
+    roots: int64, the rows whose experts `protect_root` protects.
+    """
     num_rows, num_experts = logits.shape
     top_k = ids.shape[1]
     score = np.zeros(num_experts, np.float32)
@@ -103,16 +106,19 @@ def plan(logits, probs, ids, weights, row_weights, natural, protect_root, budget
             size += 1
         size = max(size, top_k)
     elif protect_root:
-        for slot in range(top_k):
-            ranked[ids[0, slot]] = np.inf
+        above = 2 * score.sum()
+        for root in roots:
+            for slot in range(top_k):
+                ranked[ids[root, slot]] = above + score[ids[root, slot]]
     chosen = np.empty(min(size, num_experts), np.int64)
     highest(ranked, everyone, chosen)
     kept = np.zeros(num_experts, np.bool_)
     for expert in chosen:
         kept[expert] = True
     if coverage > 0 and protect_root:
-        for slot in range(top_k):
-            kept[ids[0, slot]] = True
+        for root in roots:
+            for slot in range(top_k):
+                kept[ids[root, slot]] = True
     new_ids = ids.copy()
     new_weights = np.empty_like(weights)
     for row in range(num_rows):
@@ -120,6 +126,31 @@ def plan(logits, probs, ids, weights, row_weights, natural, protect_root, budget
             highest(logits[row], kept, new_ids[row])
         _weigh(logits[row], probs[row], new_ids[row], kept, kind, new_weights[row])
     return new_ids, new_weights, kept, score
+
+
+@njit(cache=True)
+def plan_requests(logits, probs, ids, weights, row_weights, bounds, is_shared, settings, kind):
+    """`plan` for the rows of each request, or for all together: (ids [T, K], weights [T, K], shortlists [R, E]).
+
+    Request r has the rows from bounds[r] to bounds[r + 1] - 1, the first its root. Where a single row would be planned
+    for, it keeps its own routing. settings: those of `plan` from `natural` on; a budget of -1: all keep theirs.
+    """
+    natural, protect_root, budget, coverage, truncates = settings
+    new_ids, new_weights = ids.copy(), weights.copy()
+    kept = np.ones((bounds.shape[0] - 1, logits.shape[1]), np.bool_)
+    edges = np.array([0, logits.shape[0]]) if is_shared else bounds
+    for number in range(edges.shape[0] - 1):
+        first, last = edges[number], edges[number + 1]
+        if budget < 0 or last - first < 2:
+            continue
+        roots = bounds[:-1] if is_shared else np.zeros(1, np.int64)
+        new_ids[first:last], new_weights[first:last], kept[number], _ = plan(
+            *(logits[first:last], probs[first:last], ids[first:last], weights[first:last], row_weights[first:last]),
+            *(roots, natural, protect_root, budget, coverage, truncates, kind),
+        )
+    if is_shared:
+        kept[1:] = kept[0]
+    return new_ids, new_weights, kept
 
 
 @njit(cache=True)

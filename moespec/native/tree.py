@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from moespec.native.attention import NUM_ROWS, START
 from moespec.native.head import best_tokens, states
 from moespec.native.layers import FAST, F, unit_rows
 from moespec.native.routing import highest
@@ -22,10 +23,10 @@ def _highest(values, count):
 
 
 @njit(**FAST)
-def grow(state, length, head, final, embeddings, vocab_map, cos, sin, keys, values, shape, options):
+def grow(state, length, head, final, embeddings, vocab_map, cos, sin, table, shape, options):
     """The pool of one growth from the root's state [1, D]; committed keys fill the first `length` places.
 
-    head: the weights of `states`; final: (norm, lm_head);
+    head: the weights of `states`; final: (norm, lm_head); table [1, 7] says where keys and values lie;
     shape: (depth, top_k, alternatives, least log-probability of a path);
     options: (scale, residual is normalised, the next g is normalised).
     Returns candidates (tokens [P], logp [P], parents [P] in the pool or -1, levels [P]) and, per expanded node, its
@@ -59,9 +60,9 @@ def grow(state, length, head, final, embeddings, vocab_map, cos, sin, keys, valu
                 seen[row] = seen[rows_before - rows_above + row_of[i]]
             seen[row, row] = True
         turns = np.full(width, length + level - 1)
+        table[0, NUM_ROWS], table[0, START] = width, length + rows_before
         above = states(
-            embeddings[tokens[likely]], hidden[row_of[:width]], head, cos[turns], sin[turns], keys, values,
-            (length + rows_before, length),
+            embeddings[tokens[likely]], hidden[row_of[:width]], head, cos[turns], sin[turns], table,
             np.ascontiguousarray(seen[rows_before : rows_before + width, : rows_before + width]),
             (scale, before_residual), width,
         )  # fmt: skip

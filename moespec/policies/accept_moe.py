@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from moespec.budget import score_experts, select_experts, substitute
-from moespec.policies.method import Method, RoutedModel, experts_in
+from moespec.budget import score_experts, select_experts, substitute, used_by_roots
+from moespec.policies.method import Method, RoutedModel
 from moespec.policies.profiles import Profile, has_profile, read_profile
 from moespec.types import ExpertPlan, RouterScores, TreeContext
 
@@ -62,8 +62,7 @@ class AcceptMoELike(Method):
     def plan(self, scores: RouterScores, context: TreeContext) -> ExpertPlan:
         demand_E = score_experts(scores, "natural", self.committed(context))
         rank = torch.special.entr(demand_E / demand_E.sum()).sum().exp()
-        is_root_T = context.depths_T == 0
-        root_E = experts_in(scores, is_root_T[:, None].expand_as(scores.natural_ids_TK))
+        root_E = used_by_roots(scores, context)
         size = torch.maximum((self.scale * rank).ceil(), root_E.sum())
         kept_E = select_experts(demand_E.masked_fill(root_E, torch.inf), size)
         ids_TK, weights_TK = substitute(scores, kept_E)

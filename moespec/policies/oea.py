@@ -18,8 +18,8 @@ class OEA(Method):
     """Every row keeps its `k0` best experts; S is their union; then each row fills up to k with its best inside S.
 
     A row's k0 are its best experts anywhere and lie in S, so that its choice is its top-k inside S: MoE-Spec's
-    substitution with another S. Where S has fewer than k experts, rows have fewer. Weights are the family's own for the
-    chosen. k0 = k changes nothing.
+    substitution with another S. (A family that chooses groups of experts first does so inside S as well.) Where S has
+    fewer than k experts, rows have fewer. Weights are the family's own for the chosen. k0 = k changes nothing.
     """
 
     method: ClassVar[str] = "oea"

@@ -212,10 +212,10 @@ def _top_figures(num_experts: int, trees: Sequence[ExpertUse]) -> TopFigures:
 def _expert_use(engine: Engine, tree: DraftTree, prefix: int, cache: TreeCache) -> ExpertUse:
     """Run the tree behind the first `prefix` positions, unbudgeted. A whole text is a tree without branches."""
     target = engine.target
-    recorder = StepRecorder(target.moe_layers, tree, policy=None)
+    recorder = StepRecorder(target.moe_layers, [tree], policy=None)
     with target.stepping(recorder):
         target.forward(tree.tokens_T, tree.depths_T + prefix, tree.mask_TT, cache, keep=1)
-    counts = recorder.counts()
+    counts = recorder.counts()[0]
     mass_LE = counts.score_LE.double()
     weights_LX = counts.weights_LTK.double().flatten(1)
     usage_LE = torch.zeros_like(mass_LE).scatter_add_(1, counts.ids_LTK.flatten(1), weights_LX)
@@ -225,7 +225,7 @@ def _expert_use(engine: Engine, tree: DraftTree, prefix: int, cache: TreeCache) 
 def check_drafter(engine: Engine) -> None:
     """ValueError for an engine whose drafter leaves nearly all steps a single row."""
     if engine.drafter is None or isinstance(engine.drafter, NgramDrafter):
-        raise ValueError(f"drafter {engine.info.drafter_name} drafts no trees to measure on: give a draft head.")
+        raise ValueError(f"drafter {engine.info.drafter_name} drafts no trees of a wanted size: give a draft head.")
 
 
 def _check(engine: Engine, texts: Sequence[Text], num_positions: int) -> None:

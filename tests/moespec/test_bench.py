@@ -45,7 +45,7 @@ def _agrees_from_scratch(engine, arm, token_ids, root):
     drafter.truncate(0)
     drafter.observe(target.features())
     tree = drafter.propose(DraftContext(token_ids[: root + 1], arm.tree))
-    recorder = StepRecorder(target.moe_layers, tree, policy_for(arm.budget, target.num_experts))
+    recorder = StepRecorder(target.moe_layers, [tree], policy_for(arm.budget, target.num_experts))
     with target.stepping(recorder):
         logits = target.forward(tree.tokens_T, tree.depths_T + root, tree.mask_TT, cache, keep=tree.num_rows)
     return int(logits[0].argmax()) == token_ids[root + 1]

@@ -10,10 +10,11 @@ import torch
 from moespec import EMBEDDED_TARGET, Engine, GenerationConfig, TreeConfig
 from moespec.bench.routing_replay import RoutingReplay, record_logits, scale_logits
 from moespec.bench.step import NUM_WARM_UP_STEPS
-from moespec.bench.step_models import load_engine, shape_of
+from moespec.bench.step_models import load_engine
 from moespec.bench.step_profile import kind_of, summed
 from moespec.cli import main
 from moespec.cost import expected_union
+from moespec.shapes import shape_of
 from tests.conftest import VOCAB, tiny_model
 from tests.drafters import PlantingDrafter
 
@@ -24,7 +25,7 @@ def embedded() -> Engine:
 
 
 def test_the_bytes_of_a_step_are_those_of_the_parameters(embedded):
-    shape = shape_of(embedded.target, "embedded")
+    shape = shape_of(embedded.target.model, "embedded")
     config = embedded.target.model.config
     per_expert = 3 * config.hidden_size * config.moe_intermediate_size * 4
     assert shape.expert_bytes == per_expert
@@ -130,7 +131,7 @@ def test_the_record_of_the_command(capsys, monkeypatch):
 def shape_bytes() -> tuple[int, int]:
     """What every step reads, and one expert of every layer."""
     engine = Engine.from_pretrained(EMBEDDED_TARGET, device="cpu")
-    shape = shape_of(engine.target, "embedded")
+    shape = shape_of(engine.target.model, "embedded")
     return shape.dense_bytes, shape.num_moe_layers * shape.expert_bytes
 
 

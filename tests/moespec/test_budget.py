@@ -35,11 +35,12 @@ def compiled_plan(config: BudgetConfig, scores: RouterScores, where: TreeContext
     """As a step hands a budget to the compiled decoder."""
     rows_T = torch.arange(NUM_ROWS)
     tree = DraftTree(rows_T, rows_T - 1, where.depths_T, where.draft_logp_T, torch.eye(NUM_ROWS, dtype=torch.bool))
-    budget = StepRecorder([], tree, MoESpec(config)).compiled_budget()
+    budget = StepRecorder([], [tree], MoESpec(config)).compiled_budget()
     routed = scores.logits_TE, scores.probs_TE, scores.natural_ids_TK, scores.natural_weights_TK, budget.row_weights_T
+    roots = (where.depths_T == 0).nonzero()[:, 0].numpy()
     settings = budget.natural, budget.protect_root, budget.size, budget.coverage, budget.truncates
     kind = FAMILIES.index(scores.family)
-    found = load_kernels().routing.plan(*(part.numpy() for part in routed), *settings, kind)
+    found = load_kernels().routing.plan(*(part.numpy() for part in routed), roots, *settings, kind)
     ids_TK, weights_TK, kept_E, score_E = (torch.from_numpy(part) for part in found)
     return ExpertPlan(ids_TK=ids_TK, weights_TK=weights_TK, kept_E=kept_E, score_E=score_E)
 

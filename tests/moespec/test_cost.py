@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 from decimal import Decimal
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,15 @@ import pytest
 from moespec.cost import (
     WORKED_SHAPES,
     break_even_tokens,
+    budget_ladder,
+    equivalent_rows,
     expected_union,
     floor_s,
     layer_bytes,
+    likeliest_tree,
     step_bytes,
+    step_flops,
+    union_between,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,6 +149,102 @@ def test_the_union_grows_from_one_rows_experts_towards_all():
         assert by_top_k == sorted(by_top_k) and by_top_k[-1] == num_experts
 
 
+def test_equivalent_rows_invert_the_union():
+    for num_rows in (1, 2, 7.5, 30):
+        assert equivalent_rows(64, 8, expected_union(64, 8, num_rows)) == pytest.approx(num_rows)
+    assert equivalent_rows(8, 2, 8 * (1 - 0.75**3)) == pytest.approx(3)
+
+
+def test_a_union_between_measured_ones():
+    """The reference's trees of OLMoE are worth 7.0 independent rows of 31, and 13.9 of 127."""
+    olmoe = {31: 39.0, 127: 54.0}
+    for num_rows, union in {1: 8.0, **olmoe}.items():
+        assert union_between(64, 8, olmoe, num_rows) == pytest.approx(union)
+    # Half-way in logarithms between 31 and 127 rows: the geometric mean of the rows and of what they are worth.
+    assert union_between(64, 8, olmoe, (31 * 127) ** 0.5) == pytest.approx(
+        64 * (1 - 0.875 ** (7.04 * 13.90) ** 0.5), rel=1e-3
+    )
+    # Beyond the last: 4 times its rows are worth 4 ** (log 13.9 / log 127) = 2.14 times as much.
+    assert union_between(64, 8, olmoe, 508) == pytest.approx(64 * (1 - 0.875 ** (13.9 * 2.136)), rel=1e-3)
+    curve = [union_between(64, 8, olmoe, num_rows) for num_rows in range(1, 600)]
+    assert curve == sorted(curve) and curve[-1] < 64
+    assert union_between(4, 4, {8: 4.0}, 3) == 4
+
+
+def test_the_independent_curve_is_found_again_from_two_of_its_points():
+    measured = {rows: expected_union(128, 8, rows) for rows in (4, 40)}
+    for num_rows in (2, 4, 11, 40, 100):
+        assert union_between(128, 8, measured, num_rows) == pytest.approx(expected_union(128, 8, num_rows))
+
+
+def test_arithmetic_is_two_for_every_weight_that_a_row_meets():
+    shape = WORKED_SHAPES["Qwen3-30B-A3B"]
+    active = 48 * (2 * 2048 * 4096 + 2 * 2048 * 512 + 128 * 2048 + 8 * 3 * 2048 * 768) + 151_936 * 2048
+    assert step_flops(shape, 3) == 6 * active
+    assert active == pytest.approx(3.0e9, rel=0.02)  # the A3B of its name, embeddings left out
+
+
+def test_budgets_go_up_from_the_top_k_to_below_all_experts():
+    assert budget_ladder(8, 64) == [8, 12, 16, 24, 32, 48]
+    assert budget_ladder(2, 8) == [2, 3, 4, 6]
+    assert budget_ladder(1, 4) == [1, 2, 3]
+    assert budget_ladder(4, 4) == []
+
+
+RATES = [[0.6, 0.2, 0.05], [0.5, 0.3], [0.4]]  # by depth and rank
+
+
+def all_nodes(rates):
+    """Every path of ranks from the root, and its probability."""
+    paths = {(): 1.0}
+    for depth, ranks in enumerate(rates):
+        above = [path for path in paths if len(path) == depth]
+        paths |= {(*path, rank): paths[path] * p for path in above for rank, p in enumerate(ranks)}
+    del paths[()]
+    return paths
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 6, 7])
+def test_no_tree_of_so_many_rows_has_more_accepted(num_rows):
+    nodes = all_nodes(RATES)
+    trees = [
+        chosen
+        for chosen in combinations(nodes, num_rows - 1)
+        if all(len(path) == 1 or path[:-1] in chosen for path in chosen)
+    ]
+    best = max(trees, key=lambda chosen: sum(nodes[path] for path in chosen))
+    found = likeliest_tree(RATES, num_rows)
+    assert found.num_rows == num_rows
+    assert found.num_accepted == pytest.approx(sum(nodes[path] for path in best))
+    assert found.depth == max((len(path) for path in best), default=0)
+    assert found.top_k == max((1 + path[-1] for path in best), default=0)
+
+
+def test_expected_accepted_tokens_are_those_of_simulated_walks():
+    rng, nodes = random.Random(0), all_nodes(RATES)
+    num_rows = 9
+    tree = sorted(nodes, key=lambda path: -nodes[path])[: num_rows - 1]
+    lengths = []
+    for _ in range(40_000):
+        path = ()
+        while len(path) < len(RATES):
+            ranks = RATES[len(path)]
+            (rank,) = rng.choices(range(len(ranks) + 1), [*ranks, 1 - sum(ranks)])  # the last: none of them
+            if (*path, rank) not in tree:
+                break
+            path = (*path, rank)
+        lengths.append(len(path))
+    error = statistics.stdev(lengths) / len(lengths) ** 0.5
+    assert abs(statistics.fmean(lengths) - likeliest_tree(RATES, num_rows).num_accepted) < 4 * error < 0.05
+
+
+def test_a_chain_and_the_end_of_what_is_known():
+    chain = likeliest_tree([[0.8]] * 8, 64)
+    assert (chain.num_rows, chain.depth, chain.top_k) == (9, 8, 1)
+    assert chain.num_accepted == pytest.approx(sum(0.8**depth for depth in range(1, 9)))
+    assert likeliest_tree([[0.0, 0.0]], 8).num_rows == 1
+
+
 def test_bytes_are_affine_in_the_experts_and_the_kv_is_on_top():
     shape = WORKED_SHAPES["OLMoE-1B-7B"]
     steps = [step_bytes(shape, n) for n in range(shape.num_experts + 1)]
@@ -167,6 +268,12 @@ def test_drafting_raises_the_break_even():
         (lambda: floor_s(1.0, 0.0), "bytes_per_s=0.0"),
         (lambda: break_even_tokens(1.0, 0.0), "plain_step_s=0.0"),
         (lambda: break_even_tokens(1.0, 1.0, -0.5), "draft_s=-0.5"),
+        (lambda: equivalent_rows(8, 2, 8), "union=8"),
+        (lambda: equivalent_rows(8, 2, 1.5), "union=1.5"),
+        (lambda: likeliest_tree([[0.9, 0.2]], 4), "depth 0"),
+        (lambda: likeliest_tree([[0.9], [0.1, 0.2]], 4), "depth 1"),
+        (lambda: likeliest_tree([[-0.1]], 4), "acceptance="),
+        (lambda: likeliest_tree([[0.9]], 0), "num_rows=0"),
     ],
 )
 def test_a_wrong_value_is_named(call, offending):

@@ -20,10 +20,8 @@ from moespec import (
 )
 from moespec.budget import MoESpec
 from moespec.experts import PackedExperts
-from moespec.kv_cache import TreeCache
-from moespec.run import Conversation
 from moespec.trace import read_trace, write_trace
-from tests.conftest import VOCAB, tiny_model
+from tests.conftest import VOCAB, conversation_of, tiny_model
 from tests.drafters import PlantingDrafter
 
 NEW_TOKENS = 48
@@ -85,7 +83,7 @@ def test_budget_of_all_experts_is_bit_identical(family):
     for budget in (None, 64):
         engine, _ = planted_engine(family)
         steps = run(engine, budget=BudgetConfig(budget=budget))
-        cache = engine._conversation.cache
+        cache = conversation_of(engine).cache
         texts.append((steps[-1].summary.token_ids, cache.layers[-1].keys[:, :, : cache.length].clone()))
     assert texts[0][0] == texts[1][0]
     assert torch.equal(texts[0][1], texts[1][1])
@@ -154,13 +152,12 @@ def test_nan_in_experts_that_do_not_run_changes_nothing(family, how):
 def test_cache_after_compaction_equals_a_fresh_prefill(family):
     engine, _ = planted_engine(family)
     run(engine)
-    conversation = engine._conversation
+    conversation = conversation_of(engine)
     fresh = Engine.from_model(tiny_model(family))
-    fresh._conversation = Conversation(TreeCache(3))
     run(fresh, prompt=conversation.token_ids, generation=GenerationConfig(max_new_tokens=1))
     length = conversation.cache.length
     assert length == len(conversation.token_ids) - 1
-    for ours, theirs in zip(conversation.cache.layers, fresh._conversation.cache.layers, strict=True):
+    for ours, theirs in zip(conversation.cache.layers, conversation_of(fresh).cache.layers, strict=True):
         torch.testing.assert_close(ours.keys[:, :, :length], theirs.keys[:, :, :length], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(ours.values[:, :, :length], theirs.values[:, :, :length], atol=1e-4, rtol=1e-4)
 

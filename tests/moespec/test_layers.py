@@ -13,7 +13,7 @@ from moespec.backends import choose_backend
 from moespec.dense import MIN_PACKED_SIZE, PackedLinear, folded_attention, grouped_attention
 from moespec.experts import CpuExperts, reference_experts
 from moespec.fused import fused_norm, logits_alone
-from moespec.models import find_moe_layers
+from moespec.moe_layers import find_moe_layers
 from moespec.packed_copy import packed, unpacked
 from moespec.target import Target
 from tests.conftest import VOCAB, tiny_model
@@ -96,7 +96,7 @@ def test_a_model_whose_weights_were_written_to_is_followed():
 
 def test_close_gives_every_layer_its_forward_back():
     model = tiny_model("olmoe")
-    model.lm_head = torch.nn.Linear(512, MIN_PACKED_SIZE // 512, bias=False)
+    model.lm_head = torch.nn.Linear(32, MIN_PACKED_SIZE // 32, bias=False)
     target = Target(model)
     assert "forward" in vars(model.lm_head)
     target.close()

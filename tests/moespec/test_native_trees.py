@@ -65,6 +65,7 @@ HEADS = [
     {},
     {"norm_before_residual": True},
     {"norm_output": True},
+    {"norm_before_fc": True, "fc_norm": True},
     {"draft_vocab_size": 10},
     {"draft_vocab_size": 3, "norm_output": True},  # fewer draft tokens than a node has alternatives
 ]

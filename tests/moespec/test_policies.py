@@ -22,7 +22,7 @@ from moespec.policies.profiles import MEASURES, Profile
 from moespec.policies.random_set import RandomSet
 from moespec.policies.sere import Sere
 from moespec.policies.top_s import TopS
-from moespec.routing import FAMILIES
+from moespec.routing import FAMILIES, Groups, RouterFamily, Weighing
 from tests.moespec.test_budget import NUM_EXPERTS, NUM_ROWS, TOP_K, brute_force_weights, context, random_scores
 
 LAYERS = (1, 2, 4)  # of a model whose other layers are dense
@@ -293,6 +293,13 @@ def test_alloc_moe_like_is_moe_spec_at_the_layers_budget(family):
     assert len(sizes) > 1
 
 
+# Biased sigmoid scores, two of four groups, scaled: DeepSeek-V3's kind; and one whose chosen take turns in a softmax.
+GROUPED = RouterFamily(
+    "grouped", "sigmoid", Weighing.RENORMALISED, torch.linspace(0.2, -0.2, 16), groups=Groups(4, 2, 2, 0.0), scale=2.5
+)
+MIXER = RouterFamily("mixer", "softmax", Weighing.SPARSE_MIXER, threshold=0.02)
+
+
 IDENTITIES = {
     "sere, S = k": lambda: Sere(TOP_K, profile=similarity()),
     "sere, rho above 1": lambda: Sere(1, 1.01, profile=similarity()),
@@ -303,7 +310,7 @@ IDENTITIES = {
 }
 
 
-@each_family
+@pytest.mark.parametrize("family", [*FAMILIES, GROUPED, MIXER], ids=lambda family: family.name)
 @pytest.mark.parametrize("make", IDENTITIES.values(), ids=IDENTITIES)
 def test_what_changes_nothing_is_bit_identical(family, make):
     # Weights that the family's formula would not give again bit for bit.
@@ -325,7 +332,7 @@ EVERY_POLICY = {
 }
 
 
-@each_family
+@pytest.mark.parametrize("family", [*FAMILIES, GROUPED, MIXER], ids=lambda family: family.name)
 @pytest.mark.parametrize("make", EVERY_POLICY.values(), ids=EVERY_POLICY)
 def test_plans_name_valid_experts_with_weights_of_the_models_type(family, make):
     scores = random_scores(family, seed=2)
@@ -333,7 +340,7 @@ def test_plans_name_valid_experts_with_weights_of_the_models_type(family, make):
     plan = make().plan(scores, WHERE)
     assert plan.ids_TK.dtype == torch.int64 and plan.ids_TK.shape == (NUM_ROWS, TOP_K)
     assert ((plan.ids_TK >= 0) & (plan.ids_TK < NUM_EXPERTS)).all()
-    assert plan.weights_TK.dtype == torch.bfloat16
+    assert plan.weights_TK.dtype == torch.bfloat16 and (plan.weights_TK >= 0).all()
     assert not torch.equal(plan.ids_TK, scores.natural_ids_TK) or (plan.weights_TK == 0).any()
     if plan.kept_E is not None:
         assert {expert for row in routed(plan) for expert in row} <= kept_by(plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -11,14 +12,17 @@ from moespec import EMBEDDED_TARGET, BudgetConfig, Engine, GenerationConfig, Tre
 from moespec.bench.agreement import agreement_by_position, replay
 from moespec.bench.arms import parse_arms
 from moespec.experts import CpuExperts, _ExpertWeights, can_compile, reference_experts
+from moespec.kv_cache import TreeCache
 from moespec.policies.oracle import Oracle
 from moespec.policies.parsing import parse_policy
 from moespec.policies.profiles import EMBEDDED_PROFILES
 from moespec.routing import FAMILIES
+from moespec.step_router import NaturalRouter
 from moespec.trace import unpack_routing
+from moespec.verifier import Draft
 from tests.conftest import tiny_model
 from tests.moespec.test_budget import NUM_EXPERTS, NUM_ROWS, random_scores
-from tests.moespec.test_engine import planted_engine, prompt
+from tests.moespec.test_engine import planted_engine
 from tests.moespec.test_layers import brute_force
 from tests.moespec.test_policies import EVERY_POLICY, WHERE, routed
 
@@ -140,22 +144,36 @@ class Foretold:
         self.plan = Oracle().informed(path).plan
 
 
-def test_the_oracle_is_told_the_unbudgeted_path_and_its_rows_are_written_again(family):
-    def first_tree_step(policy):
-        engine, _ = planted_engine(family)
-        budget = BudgetConfig() if policy is None else BudgetConfig(policy=policy)
-        steps = engine.generate(prompt(), GenerationConfig(max_new_tokens=16), budget)
-        step = next(step for step in steps if step.kind == "tree")
-        cache = engine._conversation.cache
-        return step, [layer.keys[:, :, : cache.length].clone() for layer in cache.layers]
+def drafts_of(engine: Engine, reference: list[int]) -> list[Draft]:
+    """Two requests at different places of the text, each behind its own prefix."""
+    drafts = []
+    for length in (11, 17):
+        cache = TreeCache(len(engine.target.layers))
+        with engine.target.stepping(NaturalRouter(length)):
+            engine.target.forward(torch.tensor(reference[:length]), torch.arange(length), None, cache, keep=1)
+        tree = engine.drafter.propose(SimpleNamespace(token_ids=reference[: length + 1]))
+        drafts.append(Draft(tree, cache, GenerationConfig()))
+    return drafts
 
-    natural, natural_keys = first_tree_step(None)
-    accepted = [row for row, is_accepted in enumerate(natural.tree.accepted) if is_accepted]
+
+@torch.inference_mode()
+def test_the_oracle_is_told_the_unbudgeted_path_and_its_rows_are_written_again(family):
+    def verified(policy):
+        engine, reference = planted_engine(family)
+        draft = drafts_of(engine, reference)[0]
+        found = engine.verifier.verify(draft, policy)
+        draft.cache.keep_path(11, path)
+        return found, [layer.keys[:, :, : draft.cache.length].clone() for layer in draft.cache.layers]
+
+    engine, reference = planted_engine(family)
+    path = engine.verifier.verify(drafts_of(engine, reference)[0], None).verdict.path
+    _, natural_keys = verified(None)
     Witness.told.clear()
-    step, keys = first_tree_step(Witness())
-    assert Witness.told == [accepted] and len(accepted) > 1
-    expected, expected_keys = first_tree_step(Foretold(accepted))
-    assert step.layers == expected.layers and step.token_ids == expected.token_ids
+    found, keys = verified(Witness())
+    assert Witness.told == [path] and len(path) > 1
+    expected, expected_keys = verified(Foretold(path))
+    assert torch.equal(found.opinions.top_logp_TA, expected.opinions.top_logp_TA)
+    assert torch.equal(found.counts.active_LE, expected.counts.active_LE) and found.counts.changed
     assert all(torch.equal(*pair) for pair in zip(keys, expected_keys, strict=True))
     torch.testing.assert_close(keys, natural_keys)  # of the path's own rows no expert was taken
 
@@ -171,3 +189,29 @@ def test_quality_and_benchmarks_take_any_policy(engine):
     assert sum(agreed["random:b=8"]) < sum(agreed["oracle"]), "the oracle knows what it is about"
     root_agrees, summary = replay(engine, arms[1], prompt_ids, text)
     assert summary.token_ids == text and any(root_agrees)
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+@torch.inference_mode()
+def test_the_oracle_knows_every_path_of_a_batch(family, is_shared):
+    """Of each request its own, or, under one set for all, all paths by their rows among all rows."""
+
+    def verified(policy):
+        engine, reference = planted_engine(family)
+        drafts = drafts_of(engine, reference)
+        found = engine.verifier.verify_together(drafts, policy, is_shared)
+        assert [draft.cache.length for draft in drafts] == [11 + drafts[0].tree.num_rows, 17 + drafts[1].tree.num_rows]
+        return found, drafts[0].tree.num_rows
+
+    natural, num_rows = verified(None)
+    paths = [one.verdict.path for one in natural]
+    assert all(len(path) > 1 for path in paths)
+    Witness.told.clear()
+    found, _ = verified(Witness())
+    together = [*paths[0], *(num_rows + row for row in paths[1])]
+    assert Witness.told == ([together] if is_shared else paths)
+    if is_shared:
+        expected, _ = verified(Foretold(together))
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one.opinions.top_logp_TA, other.opinions.top_logp_TA)
+            assert torch.equal(one.counts.active_LE, other.counts.active_LE)

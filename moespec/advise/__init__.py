@@ -1,0 +1,1 @@
+"""Will speculation pay for this model on this device, with which tree and which budget? Asked before it is loaded."""

@@ -1,0 +1,213 @@
+"""The advice on a model before it is loaded: what a step must read and yield, and the tree and budget to use, or none.
+
+Owns the plain data it is given as and how it is put together. Everything here is modelled, and says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moespec.advise.acceptance import MAX_DEPTH, SIZES, Acceptance, parse_rates, parse_tokens, recorded
+from moespec.advise.choice import MODELLED, UNKNOWN, Choice, choose, say
+from moespec.advise.costs import FREE_DRAFTS, DraftShape, ModelledCosts, modelled_bounds
+from moespec.advise.devices import Device, find_device
+from moespec.advise.targets import AdvisedTarget, describe_target
+from moespec.advise.unions import Unions, read_record, sizes_of, unions_of
+from moespec.config import EMBEDDED_TARGET
+from moespec.cost import ModelShape, break_even_tokens, budget_ladder
+from moespec.lean import MAX_HIDDEN_SIZE
+
+# The mean fall of accepted tokens under the paper's budgets, about half of the experts: arXiv 2602.16052, second-hand.
+ACCEPTED_UNDER_BUDGET = 1 - 0.014
+FREE = ("none", "ngram")  # drafters that read no weights
+USUAL_ROWS = 16  # of the tree that is named where no other is asked for
+
+
+@dataclass(frozen=True)
+class SizeRow:
+    """A tree of so many rows without a budget. experts: per layer, expected; experts_most: of independent rows.
+
+    num_bytes, verify_ms (at the least) and break_even are the verify step's alone; break_even_most is that of
+    `experts_most`; with_drafting the expected one with the drafting of such a tree.
+    """
+
+    num_rows: int
+    experts: float
+    experts_most: float
+    num_bytes: int
+    verify_ms: float
+    break_even: float
+    break_even_most: float
+    with_drafting: float
+
+
+@dataclass(frozen=True)
+class BudgetRow:
+    """A verify step, alone, of a tree that would use more experts; of 16 rows, where arithmetic counts."""
+
+    budget: int
+    num_bytes: int
+    verify_ms: float
+    break_even: float
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Plain data, JSON-safe. Times and speed-ups are modelled; the sources say where their inputs are from.
+
+    lossless, budgeted   the fastest choice without a budget, and with one of `least_budget` or more; None where no
+                         acceptance is known, or no such budget is left
+    """
+
+    headline: str
+    verdict: str
+    model: dict[str, Any]
+    device: dict[str, Any]
+    context: int
+    unions_source: str
+    acceptance_source: str | None
+    least_budget: int
+    plain_bytes: int
+    plain_ms: float
+    sizes: list[SizeRow]
+    budgets: list[BudgetRow]
+    lossless: Choice | None
+    budgeted: Choice | None
+    notes: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def advise(
+    target: str | Path = EMBEDDED_TARGET,
+    device: str | Device = "auto",
+    *,
+    acceptance: str | None = None,
+    accepted: str | None = None,
+    drafter: str = "auto",
+    dtype: str = "auto",
+    context: int = 0,
+    least_budget: int | None = None,
+) -> Advice:
+    """Advice on a model that is not loaded: a hub id, a directory, a config file or a name of `PUBLISHED`.
+
+    device        "auto", "cpu" or "cuda": this machine, measured now; a name of `DEVICE_NAMES`; or a `Device`
+    acceptance, accepted   as `parse_rates` and `parse_tokens` read them; neither: what was recorded of the embedded
+                  pair, and for any other model no verdict
+    drafter       one of `FREE`; anything else is taken for a usual EAGLE-3 head
+    dtype         of the weights; "auto" as the engine loads them
+    context       positions whose keys and values a step reads
+    least_budget  smaller budgets are not chosen; half of the experts unless given, as in the paper
+
+    ValueError, in one sentence, for what cannot be advised on.
+    """
+    if acceptance is not None and accepted is not None:
+        raise ValueError(f"acceptance={acceptance} and accepted={accepted} exclude each other: give one.")
+    typed = None if acceptance is None else parse_rates(acceptance)
+    typed = typed if accepted is None else parse_tokens(accepted)
+    found = device if isinstance(device, Device) else find_device(device)
+    model = describe_target(target, dtype, found.kind == "cpu", context)
+    unions = unions_of(model.shape)
+    draft = FREE_DRAFTS if drafter in FREE else _usual_head(model, found)
+    costs = ModelledCosts(model.shape, found, draft, model.kv_bytes, unions.expected)
+    known = typed or _recorded(model.shape)
+    least = checked_least_budget(least_budget, model.shape)
+    ladder = budget_ladder(model.shape.top_k, model.shape.num_experts)
+    lossless, budgeted, (verdict, headline) = None, None, _say_unknown(costs)
+    if known is not None:
+        bounded = modelled_bounds(costs, unions)
+        lossless = choose(known, bounded, [None], _accepted_under)
+        budgeted = choose(known, bounded, [budget for budget in ladder if budget >= least], _accepted_under)
+        verdict, headline = say(lossless, budgeted, MODELLED)
+    return Advice(
+        headline=headline,
+        verdict=verdict,
+        model=asdict(model),
+        device=asdict(found),
+        context=context,
+        unions_source=unions.source,
+        acceptance_source=None if known is None else known.source,
+        least_budget=least,
+        plain_bytes=costs.num_bytes(1, None),
+        plain_ms=costs.plain_ms,
+        sizes=[_size_row(num_rows, costs, unions) for num_rows in SIZES],
+        budgets=[_budget_row(budget, costs) for budget in ladder],
+        lossless=lossless,
+        budgeted=budgeted,
+        notes=_notes(model, found, costs),
+    )
+
+
+def checked_least_budget(least: int | None, shape: ModelShape) -> int:
+    """Half of the experts, and no less than the top-k, unless given. ValueError outside [k, E]."""
+    if least is None:
+        return max(shape.top_k, shape.num_experts // 2)
+    if not shape.top_k <= least <= shape.num_experts:
+        raise ValueError(f"least_budget={least} is outside {shape.top_k} to {shape.num_experts}, top-k and experts.")
+    return least
+
+
+def _usual_head(model: AdvisedTarget, device: Device) -> DraftShape:
+    """Small heads run on a CPU in int8 (`drafters/compiled_pass.py`), all others as the target does."""
+    is_small = device.kind == "cpu" and model.shape.hidden_size <= MAX_HIDDEN_SIZE
+    return DraftShape.eagle3(model.shape.hidden_size, model.vocab_size, 1 if is_small else model.bytes_per_weight)
+
+
+def _recorded(shape: ModelShape) -> Acceptance | None:
+    record = read_record()
+    return recorded(record) if tuple(record["sizes"]) == sizes_of(shape) else None
+
+
+def _accepted_under(num_rows: float, budget: int | None) -> float:
+    return 1.0 if budget is None else ACCEPTED_UNDER_BUDGET
+
+
+def _say_unknown(costs: ModelledCosts) -> tuple[str, str]:
+    pays = break_even_tokens(costs.verify_ms(USUAL_ROWS, None), costs.plain_ms)
+    return UNKNOWN, (
+        f"No verdict without an acceptance: verifying {USUAL_ROWS} rows costs as much as {pays:.1f} plain steps; "
+        "give what your drafter reaches."
+    )
+
+
+def _size_row(num_rows: int, costs: ModelledCosts, unions: Unions) -> SizeRow:
+    verify_ms, plain_ms = costs.verify_ms(num_rows, None), costs.plain_ms
+    most_ms = replace(costs, union=unions.bound).verify_ms(num_rows, None)
+    draft_ms = costs.draft_ms(min(MAX_DEPTH, num_rows - 1))
+    return SizeRow(
+        num_rows=num_rows,
+        experts=unions.expected(num_rows),
+        experts_most=unions.bound(num_rows),
+        num_bytes=costs.num_bytes(num_rows, None),
+        verify_ms=verify_ms,
+        break_even=break_even_tokens(verify_ms, plain_ms),
+        break_even_most=break_even_tokens(most_ms, plain_ms),
+        with_drafting=break_even_tokens(verify_ms, plain_ms, draft_ms),
+    )
+
+
+def _budget_row(budget: int, costs: ModelledCosts) -> BudgetRow:
+    full = replace(costs, union=lambda num_rows: float(costs.shape.num_experts))
+    verify_ms = full.verify_ms(USUAL_ROWS, budget)
+    return BudgetRow(
+        budget=budget,
+        num_bytes=full.num_bytes(USUAL_ROWS, budget),
+        verify_ms=verify_ms,
+        break_even=break_even_tokens(verify_ms, costs.plain_ms),
+    )
+
+
+def _notes(model: AdvisedTarget, device: Device, costs: ModelledCosts) -> list[str]:
+    notes = []
+    needed = model.weights_bytes + model.kv_bytes
+    if device.memory_bytes is not None:
+        fit = "fit" if needed <= device.memory_bytes else "do not fit"
+        notes.append(f"Weights and cache take {needed / 1e9:.1f} GB and {fit} into {device.memory_bytes / 1e9:.0f} GB.")
+    if costs.draft != FREE_DRAFTS:
+        notes.append("Drafting is that of a usual EAGLE-3 head: one layer of the target's width, 32,000 words at most.")
+    if device.flops_per_s is not None:
+        notes.append("On a CPU arithmetic counts too: times are bytes over bandwidth plus products over their speed.")
+    return notes
