@@ -164,11 +164,18 @@ class Engine:
         if budget.budget is not None and not low <= budget.budget <= high:
             raise ValueError(f"budget={budget.budget} is outside {low} to {high}, this model's top-k and experts.")
 
-    def header(self, prompt: Any, generation: GenerationConfig, budget: BudgetConfig, tree: TreeConfig) -> TraceHeader:
+    def header(
+        self,
+        prompt: Any,
+        generation: GenerationConfig,
+        budget: BudgetConfig,
+        tree: TreeConfig,
+        governor: Governor | None = None,
+    ) -> TraceHeader:
         """Line 1 of a trace file of this engine."""
         info = self.info
         return TraceHeader(
-            settings=run_settings(generation, budget, tree),
+            settings=run_settings(generation, budget, tree, governor),
             seed=generation.seed,
             device=self.card(),
             model={"name": info.model_name, "num_experts": info.num_experts, "top_k": info.top_k},
