@@ -27,6 +27,8 @@ from moespec.profile import BRANCHING, DEPTH, NUM_TOKENS, conversation, measure_
 from moespec.trace import StepTrace
 
 NUM_LEFT_OUT = 10
+USUAL = TreeConfig(16, 8, 3, min_path_p=0)
+PLACES_APART = 8  # tokens between the trees that budgets are compared at
 NEAR = 0.2  # a prediction that is off by at most this share
 NUM_RESAMPLES = 2000
 
@@ -129,12 +131,12 @@ def measure_advice(
     acceptance = measure_acceptance(engine, prompts)
     error = table.held_out_error
     costs = BoundedCosts(MeasuredCosts(table), [(MeasuredCosts(table, 1 + error), MeasuredCosts(table, 1 - error))])
-    share = accepted_share(table)
+    ladder = budget_ladder(shape.top_k, shape.num_experts)
+    kept = kept_by_budget(engine, prompts[::2], ladder)  # pairs need fewer
 
     def fastest(budget: int | None) -> Choice | None:
-        return choose(acceptance, costs, [budget], lambda rows, B: 1 - share * (1 - table.mass_kept(rows, B)))
+        return choose(acceptance, costs, [budget], lambda _, budget: kept[budget])
 
-    ladder = budget_ladder(shape.top_k, shape.num_experts)
     lossless, by_budget = fastest(None), [choice for choice in map(fastest, ladder) if choice is not None]
     allowed = [choice for choice in by_budget if choice.budget is not None and choice.budget >= least_budget]
     budgeted = max(allowed, key=lambda choice: choice.speedup, default=None)
@@ -156,7 +158,7 @@ def measure_advice(
             "source": acceptance.source,
             "low": acceptance.low,
             "high": acceptance.high,
-            "lost_per_mass": share,
+            "kept_by_budget": {str(budget): share for budget, share in kept.items()},
             "candidates": [candidate.to_json() for candidate in acceptance.candidates],
         },
         least_budget=least_budget,
@@ -202,19 +204,30 @@ def measure_acceptance(engine: Engine, prompts: Sequence[list[int]]) -> Acceptan
     return Acceptance(source, candidates_of(steps), low, high)
 
 
-def accepted_share(table: CostTable) -> float:
-    """The share c of accepted tokens that is lost per share of router mass lost, over all trees of the table.
+def kept_by_budget(engine: Engine, prompts: Sequence[list[int]], budgets: Sequence[int]) -> dict[int | None, float]:
+    """The share of accepted tokens that each budget leaves, over trees of 16 rows: 1 without one.
 
-    Least squares of accepted(T, B) = accepted(T) * (1 - c * (1 - mass kept)), from 0 to 1.
+    All budgets verify the tree of the same places in the text that the model writes without one, whose keys and values
+    no budget has touched: places are visited from the last to the first, and what lies behind one is not kept.
     """
-    whole = {point.num_rows: point.num_accepted for point in table.trees if point.budget is None}
-    pairs = [
-        (whole[point.num_rows] * (1 - point.mass_kept), whole[point.num_rows] - point.num_accepted)
-        for point in table.trees
-        if point.budget is not None and point.num_rows in whole
-    ]
-    lost = sum(x * x for x, _ in pairs)
-    return min(1.0, max(0.0, sum(x * y for x, y in pairs) / lost)) if lost else 0.0
+    accepted: dict[int | None, int] = dict.fromkeys((None, *budgets), 0)
+    for prompt in prompts:
+        engine.forget()
+        *_, last = engine.generate(prompt, GenerationConfig(max_new_tokens=NUM_TOKENS))
+        assert last.summary is not None
+        answer = last.summary.token_ids
+        for place in range(len(answer) - 1, 0, -PLACES_APART):
+            for budget in accepted:
+                accepted[budget] += _num_accepted(engine, prompt + answer[:place], budget)
+    engine.forget()
+    return {budget: found / accepted[None] if accepted[None] else 1.0 for budget, found in accepted.items()}
+
+
+def _num_accepted(engine: Engine, token_ids: list[int], budget: int | None) -> int:
+    """Accepted draft tokens of the first tree behind these tokens and the next one."""
+    generation = GenerationConfig(max_new_tokens=NUM_TOKENS, ignore_eos=True)
+    steps = engine.generate(token_ids, generation, BudgetConfig(budget=budget), USUAL)
+    return len(next(step for step in steps if step.kind != "prefill").token_ids) - 1
 
 
 def confirm(engine: Engine, choices: dict[str, Choice], prompts: Sequence[list[int]]) -> dict[str, dict[str, Any]]:
