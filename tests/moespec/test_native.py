@@ -126,7 +126,9 @@ PLACES = {
     "next turn": [(3, 7, None)],
     "plain step": [(1, 7, None)],
     "tree": [(6, 7, 7)],  # `seen` covers the rows themselves
-    "drafter": [(4, 12, 7)],  # `seen` also covers earlier levels, whose keys lie between the committed ones and the rows
+    "drafter": [
+        (4, 12, 7)
+    ],  # `seen` also covers earlier levels, whose keys lie between the committed ones and the rows
     "prompts": [(5, 0, None), (1, 7, None), (3, 2, None)],
     "trees": [(6, 7, 7), (1, 3, 3), (9, 11, 11)],
     "drafters": [(2, 12, 7), (4, 3, 3), (1, 9, 4)],
