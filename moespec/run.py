@@ -59,7 +59,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Aim:
-    """The settings of a step, and what its tree starts from. No context: there is nothing to draft, the root goes alone."""
+    """The settings of a step, and what its tree starts from; without a context the root goes alone."""
 
     budget: BudgetConfig
     config: TreeConfig
