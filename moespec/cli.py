@@ -109,6 +109,7 @@ def _add_generate(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
+    from moespec.bench.batch import add_arguments as add_batch_arguments
     from moespec.bench.cli import add_arguments, add_kernel_arguments, print_kernels
     from moespec.bench.methods_cli import add_arguments as add_method_arguments
     from moespec.bench.step_cli import add_arguments as add_step_arguments
@@ -123,6 +124,10 @@ def _add_bench(commands: Any) -> None:
     _add_model_arguments(methods)
     add_method_arguments(methods)
     methods.set_defaults(handler=_bench_methods)
+    batch = benches.add_parser("batch", help="several requests side by side, against one at a time")
+    _add_model_arguments(batch)
+    add_batch_arguments(batch)
+    batch.set_defaults(handler=_bench_batch)
     kernels = benches.add_parser("kernels", help="one MoE layer by rows and budget, against the memory's bandwidth")
     add_kernel_arguments(kernels)
     kernels.set_defaults(handler=print_kernels)
@@ -272,6 +277,12 @@ def _bench_methods(args: argparse.Namespace) -> int:
     from moespec.bench.methods_cli import bench_methods
 
     return bench_methods(_load(args), args.target or EMBEDDED_TARGET, args)
+
+
+def _bench_batch(args: argparse.Namespace) -> int:
+    from moespec.bench.batch import bench_batch
+
+    return bench_batch(_load(args), args)
 
 
 def _quality(args: argparse.Namespace) -> int:

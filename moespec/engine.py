@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moespec.batch import Request, answers
+from moespec.batch import answers
 from moespec.config import EMBEDDED_TARGET, BudgetConfig, GenerationConfig, TreeConfig
 from moespec.control import Control
 from moespec.drafters.base import Drafter
@@ -25,6 +25,7 @@ from moespec.governors.base import Governor
 from moespec.models import load_model
 from moespec.prompts import encode_prompt
 from moespec.report import Pieces, device_card, run_settings
+from moespec.request import Request
 from moespec.run import Run
 from moespec.seats import Seat, Seats
 from moespec.target import Target

@@ -20,7 +20,7 @@ from moespec.engine import Engine
 from moespec.governors import Governor
 from moespec.kv_cache import TreeCache
 from moespec.recorder import StepRecorder, policy_for
-from moespec.run import Conversation, Proposal, Run
+from moespec.run import Aim, Conversation, Run
 from moespec.step_router import NaturalRouter
 from moespec.trace import RunSummary
 from moespec.types import DraftTree, Verdict
@@ -114,8 +114,8 @@ class Replay(Run):
     text_ids: list[int] = field(default_factory=list)
     root_agrees: list[bool] = field(default_factory=list)
 
-    def _verify(self, proposal: Proposal) -> Verified:
-        verified = super()._verify(proposal)
+    def _verify(self, aim: Aim, tree: DraftTree) -> Verified:
+        verified = super()._verify(aim, tree)
         verdict, wanted = verified.verdict, self.text_ids[len(self.totals.token_ids) :]
         pairs = zip(verdict.token_ids, wanted, strict=False)
         num_same = next((n for n, (ours, theirs) in enumerate(pairs) if ours != theirs), len(verdict.token_ids))
