@@ -59,7 +59,7 @@ def bench_methods(engine: Engine, target: str | Path, args: argparse.Namespace) 
     contestants = Contestants(engine, target, args.max_new_tokens)
     measured = measure(contestants, arms, prompts, args.follow, _progress)
     scores = _exact_match(engine, arms, args.questions)
-    document = {
+    document: dict[str, Any] = {
         "device": engine.card(),
         "commit": checked_out_commit(),
         "model": {"name": engine.name, "drafter": engine.info.drafter_name},
