@@ -211,8 +211,9 @@ def _device_line(service: Service) -> str:
     card, info = service.engine.card(), service.info
     return (
         f"{info.model_name}: {info.num_moe_layers} layers of {info.num_experts} experts, top-{info.top_k} · "
-        f"drafter {info.drafter_name} · {card['name']}, {card['threads']} threads, {card['dtype']}, "
-        f"{card['backend']} experts backend ({card['backend_reason']}), {info.kernels} kernels · measured here, now"
+        f"drafter {info.drafter_name} ({info.drafter_reason}) · {card['name']}, {card['threads']} threads, "
+        f"{card['dtype']}, {card['backend']} experts backend ({card['backend_reason']}), {info.kernels} kernels · "
+        "measured here, now"
     )
 
 

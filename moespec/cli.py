@@ -58,7 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", help="directory or hub id (default: the embedded model)")
-    parser.add_argument("--drafter", default="auto", help="auto, ngram, none, or a draft head's directory")
+    parser.add_argument(
+        "--drafter",
+        default="auto",
+        help="auto, ngram, none, a draft head's directory or hub id, or model:PATH for a small model's",
+    )
+    parser.add_argument(
+        "--taps", metavar="N,N,N", help="layers whose input the head reads, where its config does not say: 2,8,15"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
@@ -81,6 +88,12 @@ def _add_generate(commands: Any) -> None:
         metavar="TOTAL,DEPTH,TOPK[,MINP]",
         help="draft tree: rows with the root, levels, branching, least likely path",
     )
+    parser.add_argument(
+        "--governor",
+        default="fixed",
+        metavar="NAME",
+        help="decides tree and budget step by step: fixed, evict, cascade-like, utility, utility:floor=P",
+    )
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=0)
@@ -96,7 +109,9 @@ def _add_generate(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
+    from moespec.bench.batch import add_arguments as add_batch_arguments
     from moespec.bench.cli import add_arguments, add_kernel_arguments, print_kernels
+    from moespec.bench.methods_cli import add_arguments as add_method_arguments
     from moespec.bench.step_cli import add_arguments as add_step_arguments
     from moespec.bench.step_cli import print_steps
 
@@ -105,6 +120,14 @@ def _add_bench(commands: Any) -> None:
     _add_model_arguments(decode)
     add_arguments(decode)
     decode.set_defaults(handler=_bench_decode)
+    methods = benches.add_parser("methods", help="every expert policy and governor at matched experts per layer")
+    _add_model_arguments(methods)
+    add_method_arguments(methods)
+    methods.set_defaults(handler=_bench_methods)
+    batch = benches.add_parser("batch", help="several requests side by side, against one at a time")
+    _add_model_arguments(batch)
+    add_batch_arguments(batch)
+    batch.set_defaults(handler=_bench_batch)
     kernels = benches.add_parser("kernels", help="one MoE layer by rows and budget, against the memory's bandwidth")
     add_kernel_arguments(kernels)
     kernels.set_defaults(handler=print_kernels)
@@ -158,7 +181,15 @@ def _load(args: argparse.Namespace) -> Engine:
         dtype=args.dtype,
         backend=args.backend,
         revision=args.revision,
+        tap_layers=None if args.taps is None else _layers(args.taps),
     )
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"taps={text!r} is not a list of layers, such as 2,8,15.")
+    return tuple(int(part) for part in parts)
 
 
 def _budget(args: argparse.Namespace) -> BudgetConfig:
@@ -178,6 +209,8 @@ def _budget(args: argparse.Namespace) -> BudgetConfig:
 
 def _generate(args: argparse.Namespace) -> int:
     from moespec import Control, GenerationConfig, TreeConfig, write_trace
+    from moespec.governors import parse_governor
+    from moespec.profile import profile_costs
 
     generation = GenerationConfig(
         max_new_tokens=args.max_new_tokens,
@@ -196,8 +229,9 @@ def _generate(args: argparse.Namespace) -> int:
     tree = TreeConfig() if args.tree is None else TreeConfig.parse(args.tree)
     engine = _load(args)
     engine.check_budget(budget)
+    governor = parse_governor(args.governor, lambda: profile_costs(engine))
     control = Control()
-    steps = engine.generate(args.prompt, generation, budget, tree, control)
+    steps = engine.generate(args.prompt, generation, budget, tree, control, governor)
     previous = signal.signal(signal.SIGINT, lambda *_: control.stop())  # the step under way ends, the summary follows
     seen = []
     try:
@@ -215,7 +249,7 @@ def _generate(args: argparse.Namespace) -> int:
     finally:
         signal.signal(signal.SIGINT, previous)
     if args.trace is not None:
-        write_trace(args.trace, engine.header(args.prompt, generation, budget, tree), seen)
+        write_trace(args.trace, engine.header(args.prompt, generation, budget, tree, governor), seen)
     print(json.dumps(vars(summary)) if args.json else _summary_lines(summary))
     return 0
 
@@ -236,6 +270,19 @@ def _bench_decode(args: argparse.Namespace) -> int:
     from moespec.bench.cli import bench_decode
 
     return bench_decode(_load(args), args.target or EMBEDDED_TARGET, args)
+
+
+def _bench_methods(args: argparse.Namespace) -> int:
+    from moespec import EMBEDDED_TARGET
+    from moespec.bench.methods_cli import bench_methods
+
+    return bench_methods(_load(args), args.target or EMBEDDED_TARGET, args)
+
+
+def _bench_batch(args: argparse.Namespace) -> int:
+    from moespec.bench.batch import bench_batch
+
+    return bench_batch(_load(args), args)
 
 
 def _quality(args: argparse.Namespace) -> int:

@@ -93,6 +93,14 @@ def mask_behind(length_1: Tensor, seen_NR: Tensor, columns_R: Tensor, keys_M: Te
     return prefix_NM.index_copy_(1, columns_R, torch.where(seen_NR, 0.0, hidden).to(dtype))
 
 
+def additive_mask(num_free: int, seen_NM: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, num_free + M]: each row sees the first so many keys and, of those behind, what bool `seen_NM` says."""
+    num_rows, num_others = seen_NM.shape
+    mask_NS = torch.zeros(num_rows, num_free + num_others, dtype=dtype, device=seen_NM.device)
+    mask_NS[:, num_free:].masked_fill_(~seen_NM, hidden_value(dtype))
+    return mask_NS
+
+
 # An additive mask [1, 1, T, S]; one for each type of attention layer where a model has several.
 Mask = Tensor | dict[str, Tensor]
 

@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moespec.batch import Request, answers
+from moespec.batch import answers
 from moespec.config import EMBEDDED_TARGET, BudgetConfig, GenerationConfig, TreeConfig
 from moespec.control import Control
 from moespec.drafters.base import Drafter
 from moespec.drafters.loading import find_drafter
+from moespec.governors.base import Governor
 from moespec.models import load_model
 from moespec.prompts import encode_prompt
 from moespec.report import Pieces, device_card, run_settings
+from moespec.request import Request
 from moespec.run import Run
 from moespec.seats import Seat, Seats
 from moespec.target import Target
@@ -38,6 +40,8 @@ class EngineInfo:
 
     model_name: str
     drafter_name: str
+    drafter_reason: str
+    tap_layers: tuple[int, ...]  # whose entering residual the drafter reads
     num_experts: int
     top_k: int
     num_moe_layers: int
@@ -64,8 +68,8 @@ class Engine:
     ...     print(step.text, end="")
     """
 
-    def __init__(self, target: Target, drafter: Drafter | None, name: str) -> None:
-        self.target, self.drafter, self.name = target, drafter, name
+    def __init__(self, target: Target, drafter: Drafter | None, name: str, drafter_reason: str = "asked for") -> None:
+        self.target, self.drafter, self.name, self.drafter_reason = target, drafter, name, drafter_reason
         self.verifier = Verifier(target)
         self._lock = threading.Lock()
         self._owner: int | None = None  # the thread whose generator holds the lock
@@ -81,38 +85,54 @@ class Engine:
         dtype: str | torch.dtype = "auto",
         backend: str = "auto",
         revision: str | None = None,
+        tap_layers: tuple[int, ...] | None = None,
     ) -> Engine:
-        """Load a directory or hub id. `drafter`: "auto" (a head beside it, else n-gram), "ngram", a path, None.
+        """Load a directory or hub id. `drafter`: "auto" (a head beside it, else n-gram), "ngram", None or "none", a
+        head's directory or hub id, "model:PATH" for a small model's, or a `Drafter`.
 
+        `tap_layers`: the decoder layers whose entering residual the head reads, where its config does not name them;
+        `(2, 8, 15)` for `wantsleep/OLMoE_1B_7B_Eagle3`.
         `backend` runs the experts: "auto", or "reference", "cpu" or "triton", of which ValueError says why not.
         """
         model, tokenizer = load_model(target, device, dtype, revision)
         folder = Path(target) if Path(target).is_dir() else None
-        return Engine._attach(model, tokenizer, drafter, folder, _public_name(target, folder), backend)
+        return Engine._attach(model, tokenizer, drafter, folder, _public_name(target, folder), backend, tap_layers)
 
     @staticmethod
     def from_model(
-        model: Any, tokenizer: Any = None, drafter: str | Path | Drafter | None = None, backend: str = "auto"
+        model: Any,
+        tokenizer: Any = None,
+        drafter: str | Path | Drafter | None = None,
+        backend: str = "auto",
+        tap_layers: tuple[int, ...] | None = None,
     ) -> Engine:
         """Use a transformers model that is already in memory; `close()` gives it back as it was.
 
         Steps of a small model run on copies of its weights. They follow a model that is written to, from the next
         answer on; not through `.data` and not in inference mode, where torch counts no writes: make a new engine then.
         """
-        return Engine._attach(model, tokenizer, drafter, None, type(model).__name__, backend)
+        return Engine._attach(model, tokenizer, drafter, None, type(model).__name__, backend, tap_layers)
 
     @staticmethod
-    def _attach(model: Any, tokenizer: Any, drafter: Any, folder: Path | None, name: str, backend: str) -> Engine:
+    def _attach(
+        model: Any,
+        tokenizer: Any,
+        drafter: Any,
+        folder: Path | None,
+        name: str,
+        backend: str,
+        tap_layers: tuple[int, ...] | None,
+    ) -> Engine:
         attached = Target(model, tokenizer, backend=backend)
         try:
             check_trees(attached)
-            found = find_drafter(drafter, attached, folder)
+            choice = find_drafter(drafter, attached, folder, tap_layers)
         except BaseException:
             attached.close()  # the model is its owner's: whatever happened, it is given back as it was
             raise
-        if found is not None:
-            attached.tap(found.tap_layers)
-        return Engine(attached, found, name)
+        if choice.drafter is not None:
+            attached.tap(choice.drafter.tap_layers)
+        return Engine(attached, choice.drafter, name, choice.reason)
 
     @property
     def info(self) -> EngineInfo:
@@ -120,6 +140,8 @@ class Engine:
         return EngineInfo(
             model_name=self.name,
             drafter_name="none" if self.drafter is None else self.drafter.name,
+            drafter_reason=self.drafter_reason,
+            tap_layers=() if self.drafter is None else self.drafter.tap_layers,
             num_experts=target.num_experts,
             top_k=target.top_k,
             num_moe_layers=len(target.moe_layers),
@@ -143,15 +165,22 @@ class Engine:
         if budget.budget is not None and not low <= budget.budget <= high:
             raise ValueError(f"budget={budget.budget} is outside {low} to {high}, this model's top-k and experts.")
 
-    def header(self, prompt: Any, generation: GenerationConfig, budget: BudgetConfig, tree: TreeConfig) -> TraceHeader:
+    def header(
+        self,
+        prompt: Any,
+        generation: GenerationConfig,
+        budget: BudgetConfig,
+        tree: TreeConfig,
+        governor: Governor | None = None,
+    ) -> TraceHeader:
         """Line 1 of a trace file of this engine."""
         info = self.info
         return TraceHeader(
-            settings=run_settings(generation, budget, tree),
+            settings=run_settings(generation, budget, tree, governor),
             seed=generation.seed,
             device=self.card(),
             model={"name": info.model_name, "num_experts": info.num_experts, "top_k": info.top_k},
-            drafter=None if self.drafter is None else {"name": self.drafter.name},
+            drafter={"name": info.drafter_name, "reason": info.drafter_reason, "tap_layers": [*info.tap_layers]},
             prompt=prompt if isinstance(prompt, str | list) else prompt.tolist(),
         )
 
@@ -168,14 +197,16 @@ class Engine:
         budget: BudgetConfig | None = None,
         tree: TreeConfig | None = None,
         control: Control | None = None,
+        governor: Governor | None = None,
     ) -> Iterator[StepTrace]:
         """Stream the answer to a text, a list of chat messages, or token ids. The last step carries the summary.
 
+        A governor decides tree and budget step by step, within what is asked for (`governors`).
         ValueError at once for a prompt that cannot be used. Another thread's generation is waited for; closing the
         iterator early, at any point, leaves the engine usable.
         """
         generation, budget, tree = generation or GenerationConfig(), budget or BudgetConfig(), tree or TreeConfig()
-        request = Request(prompt, generation, budget, tree, control or Control())
+        request = Request(prompt, generation, budget, tree, control or Control(), governor)
         return self._steps(self.encode(prompt, generation), request)
 
     def generate_batch(self, requests: Iterable[Request], max_requests: int = 8) -> Iterator[tuple[int, StepTrace]]:
@@ -247,6 +278,7 @@ class Engine:
             budget=request.budget,
             tree=request.tree,
             control=request.control,
+            governor=request.governor,
             card=self.card,
         )
 

@@ -40,6 +40,24 @@ def num_asked(config: TreeConfig) -> int:
     return max(config.top_k, NUM_ALTERNATIVES)
 
 
+def least_logp(config: TreeConfig) -> float:
+    """The least of a path that is kept. Without a limit it is still finite: compiled arithmetic knows no infinity."""
+    return math.log(config.min_path_p) if config.min_path_p else -1e30
+
+
+def best_tokens(logits_NV: Tensor, num_best: int) -> Best:
+    """The likeliest next tokens of each row; no temperature: children are a top-k set."""
+    logp_NV = logits_NV.float().log_softmax(dim=-1)
+    found = logp_NV.topk(min(num_best, logp_NV.shape[-1]), dim=-1)
+    return found.indices, found.values
+
+
+def seen_below(seen_NR: Tensor, frontier: Frontier) -> Tensor:
+    """bool: which of the tree's own rows the frontier's see, of what those above saw: these, and each itself."""
+    own_NN = torch.eye(len(frontier.tokens_N), dtype=torch.bool, device=seen_NR.device)
+    return torch.cat([seen_NR[frontier.parents_N], own_NN], dim=1)
+
+
 def grow_tree(
     root_best: Best, scorer: Scorer, root: int, config: TreeConfig, vocab_map: Tensor | None = None
 ) -> DraftTree:
@@ -48,29 +66,28 @@ def grow_tree(
     root_best: the best tokens after the root, N = 1. `vocab_map` int64 [V']: draft ids to the target's, if they differ.
     Cumulative log-probability never rises along a path, so the ancestors of a chosen node are chosen too.
     """
-    device = root_best[0].device
-    least_logp = math.log(config.min_path_p) if config.min_path_p else -math.inf
+    device, least = root_best[0].device, least_logp(config)
     growth = _Growth(root_best, config, vocab_map)
     while growth.level < config.depth:
-        if config.min_path_p and float(growth.frontier_logp_N[0]) < least_logp:
+        if config.min_path_p and float(growth.frontier_logp_N[0]) < least:
             break  # nothing below could be kept
         growth.expand(scorer)
-    tree = growth.select(torch.tensor([root], device=device), torch.tensor(least_logp, device=device))
+    tree = growth.select(torch.tensor([root], device=device), torch.tensor(least, device=device))
     assert tree.num_valid is not None
     return tree.first_rows(int(tree.num_valid))
 
 
 def grow_fixed_tree(
-    root_best: Best, scorer: Scorer, root_1: Tensor, config: TreeConfig, least_logp: Tensor, vocab_map: Tensor | None
+    root_best: Best, scorer: Scorer, root_1: Tensor, config: TreeConfig, least: Tensor, vocab_map: Tensor | None
 ) -> DraftTree:
     """The same in a fixed shape that asks the device for nothing: all levels are grown, `num_valid` rows count.
 
-    root_1 int64 [1]; least_logp fp32, of a path that is kept: on the device, `config.min_path_p` is not read.
+    root_1 int64 [1]; least fp32, of a path that is kept: both on the device, and `config.min_path_p` is not read.
     """
     growth = _Growth(root_best, config, vocab_map)
     while growth.level < config.depth:
         growth.expand(scorer)
-    return growth.select(root_1, least_logp)
+    return growth.select(root_1, least)
 
 
 def root_only(root: int, device: torch.device) -> DraftTree:
@@ -97,6 +114,44 @@ def chain(root: int, tokens: list[int], logp: list[float], device: torch.device)
         draft_logp_T=torch.tensor([0.0, *logp], device=device).cumsum(0),
         mask_TT=torch.ones(num_rows, num_rows, dtype=torch.bool, device=device).tril(),
         max_depth=num_rows - 1,
+    )
+
+
+def most_likely_rows(tree: DraftTree, num_rows: int) -> DraftTree:
+    """The root and the rows most likely to be reached, `num_rows` in all, in the order they had.
+
+    A path is never likelier than where it began, so the ancestors of a row that is kept are kept, too.
+    """
+    order_T = tree.draft_logp_T.sort(descending=True, stable=True).indices  # stable: parents before children as likely
+    rows_N = order_T[:num_rows].sort().values
+    places_T = torch.full_like(tree.parents_T, -1).index_copy_(0, rows_N, torch.arange(num_rows, device=rows_N.device))
+    parents_N = tree.parents_T[rows_N]
+    alt_ids_TA, alt_logp_TA = tree.alt_ids_TA, tree.alt_logp_TA
+    return DraftTree(
+        tokens_T=tree.tokens_T[rows_N],
+        parents_T=torch.where(parents_N < 0, parents_N, places_T[parents_N.clamp(min=0)]),
+        depths_T=tree.depths_T[rows_N],
+        draft_logp_T=tree.draft_logp_T[rows_N],
+        mask_TT=tree.mask_TT[rows_N][:, rows_N],
+        alt_ids_TA=None if alt_ids_TA is None else alt_ids_TA[rows_N],
+        alt_logp_TA=None if alt_logp_TA is None else alt_logp_TA[rows_N],
+        max_depth=tree.max_depth,
+    )
+
+
+def tree_of(root: int, tokens: list[int], parents: list[int], logp: list[float], device: torch.device) -> DraftTree:
+    """A tree from its rows behind the root: each one's parent row, which stands before it, and its path's logp."""
+    depths = [0]
+    for parent in parents:
+        depths.append(depths[parent] + 1)
+    parents_T = torch.tensor([-1, *parents], device=device)
+    return DraftTree(
+        tokens_T=torch.tensor([root, *tokens], device=device),
+        parents_T=parents_T,
+        depths_T=torch.tensor(depths, device=device),
+        draft_logp_T=torch.tensor([0.0, *logp], device=device),
+        mask_TT=ancestor_mask(parents_T, max(depths)),
+        max_depth=max(depths),
     )
 
 
@@ -130,16 +185,16 @@ class _Growth:
         self._frontier_N = best_N + start
         self.level += 1
 
-    def select(self, root_1: Tensor, least_logp: Tensor) -> DraftTree:
+    def select(self, root_1: Tensor, least: Tensor) -> DraftTree:
         """The best candidates as a tree in pool order behind the root, at most `total_tokens` rows with it.
 
-        Those less likely than `least_logp` are its last rows, and no valid ones.
+        Those less likely than `least` are its last rows, and no valid ones.
         """
         tokens_P, logp_P, parents_P = (torch.cat(parts) for parts in zip(*self._levels, strict=True))
         levels_P = torch.cat([torch.full_like(part, n + 1) for n, (part, _, _) in enumerate(self._levels)])
         # Stable: where a child is as likely as its parent, the parent comes first.
         order_N = logp_P.sort(descending=True, stable=True).indices[: self._config.total_tokens - 1]
-        is_valid_N = logp_P[order_N] >= least_logp
+        is_valid_N = logp_P[order_N] >= least
         ranks_N = torch.arange(len(order_N), device=order_N.device)
         chosen_N = order_N[torch.where(is_valid_N, order_N, self._size + ranks_N).argsort()]
         # Row of each pool index; one slot more so that index -1, the root, finds row 0.

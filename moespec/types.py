@@ -49,6 +49,10 @@ class DraftTree:
         """Padding included."""
         return self.tokens_T.shape[0]
 
+    def without_padding(self) -> DraftTree:
+        """Asks the device how many rows count, where that is known only there."""
+        return self if self.num_valid is None else self.first_rows(int(self.num_valid))
+
     def first_rows(self, num_rows: int) -> DraftTree:
         """Without the rows behind the first so many."""
         alt_ids_TA, alt_logp_TA = self.alt_ids_TA, self.alt_logp_TA

@@ -99,7 +99,7 @@ class Verifier:
         self, drafts: Sequence[Draft], policy: ExpertPolicy | None, is_shared: bool = False
     ) -> list[Verified]:
         target = self._target
-        drafts = [draft._replace(tree=_without_padding(draft.tree)) for draft in drafts]
+        drafts = [draft._replace(tree=draft.tree.without_padding()) for draft in drafts]
         trees, prefixes = [draft.tree for draft in drafts], [draft.cache.length for draft in drafts]
         sizes = [tree.num_rows for tree in trees]
         recorder = StepRecorder(target.moe_layers, trees, policy, is_shared)
@@ -160,7 +160,3 @@ def _on_host(opinions: TreeOpinions, target_T: Tensor) -> tuple[TreeOpinions, Te
     host = to_host([target_T, *said, *parts.values()])
     on_host: dict[str, Any] = dict(zip(parts, host[1 + len(said) :], strict=True))
     return TreeOpinions(replace(tree, **on_host), *host[1 : 1 + len(said)]), host[0]
-
-
-def _without_padding(tree: DraftTree) -> DraftTree:
-    return tree if tree.num_valid is None else tree.first_rows(int(tree.num_valid))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from moespec.config import BudgetConfig, TreeConfig
 
 BUDGETS = (8, 12, 16, 24, 32, 48)
+GOVERNORS = ("evict", "cascade-like", "utility")
 OUR_SCORE = "natural+path"  # the best of six at B = 8 and 12; those with depth or root lose far more than the paper's
 DEFAULT, PLAIN = TreeConfig(), TreeConfig(1)
 LARGE = TreeConfig(16, 5, 4, min_path_p=0)  # every step as large as the last, as in the paper
@@ -24,10 +25,16 @@ class Arm:
     name: str
     tree: TreeConfig | None = None
     budget: BudgetConfig | None = None
+    governor: str = "fixed"  # a name of `governors.parse_governor`
 
     @property
     def is_lossy(self) -> bool:
-        return self.budget is not None and not self.budget.is_lossless
+        return self.has_floor or (self.budget is not None and not self.budget.is_lossless)
+
+    @property
+    def has_floor(self) -> bool:
+        """Whether a governor chooses the budget."""
+        return "floor" in self.governor
 
     @property
     def tree_numbers(self) -> list[int | float] | None:
@@ -77,6 +84,8 @@ def parse_arm(text: str) -> Arm:
         return Arm(name, PLAIN, BudgetConfig())
     try:
         tree = TreeConfig.parse(numbers) if numbers else DEFAULT
+        if name.partition(":")[0] in GOVERNORS:
+            return Arm(name, tree, BudgetConfig(), governor=name)
         return Arm(name, tree, BudgetConfig()) if name == "eagle3" else _speculative(name, tree)
     except ValueError as error:
         raise ValueError(f"arm {text!r} cannot be run: {error}") from error

@@ -1,1 +1,1 @@
-"""Drafters: what proposes the tree. EAGLE-3 heads, prompt look-up, none."""
+"""Drafters: what proposes the tree. EAGLE-3 heads, small models, prompt look-up, none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -41,7 +42,10 @@ class Drafter(Protocol):
     tap_layers: tuple[int, ...]
 
     def propose(self, context: DraftContext) -> DraftTree:
-        """A tree below the root with at most `context.tree.total_tokens` rows."""
+        """A tree below the root with at most `context.tree.total_tokens` rows.
+
+        The token ids are those of the proposal before, as far as `truncate` has left them, and more.
+        """
         ...
 
     def observe(self, features_NF: Tensor | None) -> None:
@@ -55,3 +59,9 @@ class Drafter(Protocol):
     def fork(self) -> Drafter:
         """One more like it, with the same weights, for another conversation. Only a batch asks for it."""
         ...
+
+
+def propose_together(asked: Sequence[tuple[Drafter, DraftContext]]) -> list[DraftTree] | None:
+    """Trees of forks of one drafter in passes that they share, or None where such passes are not to be had."""
+    shared = getattr(type(asked[0][0]), "propose_together", None)
+    return None if shared is None else shared(asked)

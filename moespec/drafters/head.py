@@ -1,29 +1,30 @@
-"""The EAGLE-3 draft head: its config, its modules under the native checkpoint names, loading and saving.
+"""The EAGLE-3 draft head: its config, its modules under the native checkpoint names, the training-time forward.
 
-Owns the native layout (`fc`, `midlayer.*`, `norm`, `lm_head`, `d2t`, `t2d`) and the training-time forward. How a head
-drafts is `eagle3.py`'s business; how it is trained is `moespec.train.drafter`'s.
+Knows nothing of files: what people store a head in is `checkpoint.py`'s business. How it drafts is `eagle3.py`'s, how
+it is trained `moespec.train.drafter`'s.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from pickle import UnpicklingError
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moespec.integrity import verify_manifest
+from moespec.drafters.rope import Rope, apply_rotary
 
 
 @dataclass(frozen=True)
 class Eagle3Config:
-    """Shape and variants of a head. `tap_layers`: decoder layers whose entering residual is a feature."""
+    """Shape and variants of a head. `tap_layers`: decoder layers whose entering residual is a feature.
+
+    norm_before_residual  the layer's residual is the normalised g, not g itself
+    norm_output           the next draft step reads the state behind the final norm, as EAGLE-3.1 does
+    norm_before_fc        one norm over all taps joined, before `fc`
+    fc_norm               one norm per tap before `fc`, as EAGLE-3.1 has
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -35,45 +36,11 @@ class Eagle3Config:
     tap_layers: tuple[int, ...]
     target_hidden_size: int
     rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
+    rope: Rope = field(default_factory=Rope)
     norm_before_residual: bool = False
     norm_output: bool = False
-
-    @staticmethod
-    def from_json(values: dict, num_target_layers: int) -> Eagle3Config:
-        """A native `config.json`. Without explicit taps: 2, n // 2 and n - 3, as EAGLE-3 has them."""
-        unknown = [flag for flag in ("norm_before_fc", "fc_norm") if values.get(flag)]
-        if unknown:
-            raise ValueError(f"draft head options {', '.join(unknown)} are not supported.")
-        n = num_target_layers
-        taps = (values.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids") or (2, n // 2, n - 3)
-        hidden = values["hidden_size"]
-        return Eagle3Config(
-            hidden_size=hidden,
-            intermediate_size=values["intermediate_size"],
-            num_attention_heads=values["num_attention_heads"],
-            num_key_value_heads=values.get("num_key_value_heads", values["num_attention_heads"]),
-            head_dim=values.get("head_dim") or hidden // values["num_attention_heads"],
-            vocab_size=values["vocab_size"],
-            draft_vocab_size=values.get("draft_vocab_size") or values["vocab_size"],
-            tap_layers=tuple(taps),
-            target_hidden_size=values.get("target_hidden_size") or hidden,
-            rms_norm_eps=values.get("rms_norm_eps", 1e-6),
-            rope_theta=values.get("rope_theta") or 10000.0,
-            norm_before_residual=bool(values.get("norm_before_residual", False)),
-            norm_output=bool(values.get("norm_output", False)),
-        )
-
-    def to_json(self) -> dict:
-        """The native `config.json`."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "tap_layers"}
-        return values | {
-            "architectures": ["LlamaForCausalLMEagle3"],
-            "model_type": "llama",
-            "num_hidden_layers": 1,
-            "tie_word_embeddings": False,
-            "eagle_config": {"eagle_aux_hidden_state_layer_ids": list(self.tap_layers)},
-        }
+    norm_before_fc: bool = False
+    fc_norm: bool = False
 
 
 class _Attention(nn.Module):
@@ -116,9 +83,12 @@ class Eagle3Head(nn.Module):
     def __init__(self, config: Eagle3Config) -> None:
         super().__init__()
         self.config = config
-        self.fc = nn.Linear(len(config.tap_layers) * config.target_hidden_size, config.hidden_size, bias=False)
+        num_taps, width, eps = len(config.tap_layers), config.target_hidden_size, config.rms_norm_eps
+        self.input_norm = nn.RMSNorm(num_taps * width, eps=eps) if config.norm_before_fc else None
+        self.fc_norm = nn.ModuleList(nn.RMSNorm(width, eps=eps) for _ in range(num_taps)) if config.fc_norm else None
+        self.fc = nn.Linear(num_taps * width, config.hidden_size, bias=False)
         self.midlayer = _Layer(config)
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         has_map = config.draft_vocab_size != config.vocab_size
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long) if has_map else None)
@@ -139,9 +109,23 @@ class Eagle3Head(nn.Module):
         assert self.embeddings is not None, "attach the target's embeddings first"
         return F.embedding(tokens, self.embeddings)
 
+    @property
+    def lacks_lm_head(self) -> bool:
+        """Whether it was stored without an output layer and borrows the target's."""
+        return self.lm_head.weight.is_meta
+
+    def normed(self, features: Tensor) -> Tensor:
+        """The joined taps as `fc` takes them."""
+        if self.input_norm is not None:
+            features = self.input_norm(features)
+        if self.fc_norm is not None:
+            taps = features.chunk(len(self.fc_norm), dim=-1)
+            features = torch.cat([norm(tap) for norm, tap in zip(self.fc_norm, taps, strict=True)], dim=-1)
+        return features
+
     def fuse(self, features: Tensor) -> Tensor:
         """g = fc(concat of the taps)."""
-        return self.fc(features)
+        return self.fc(self.normed(features))
 
     def unrolled(self, tokens_BS: Tensor, features_BSF: Tensor, num_steps: int) -> Iterator[Tensor]:
         """The training-time test: logits [B, S, V'] of each unrolled step, tokens teacher-forced.
@@ -167,7 +151,7 @@ class Eagle3Head(nn.Module):
         joined_BSX = torch.cat([layer.input_layernorm(embeds_BSD), normed_BSD], dim=-1)
         attention = layer.self_attn
         positions_S = torch.arange(step, step + joined_BSX.shape[1], device=joined_BSX.device)
-        cos_Sd, sin_Sd = rotary(positions_S, config.head_dim, config.rope_theta)
+        cos_Sd, sin_Sd = config.rope.table(positions_S, config.head_dim)
         query = apply_rotary(self._heads(attention.q_proj(joined_BSX)), cos_Sd, sin_Sd)
         repeat = config.num_attention_heads // config.num_key_value_heads
         key = apply_rotary(self._heads(attention.k_proj(joined_BSX)), cos_Sd, sin_Sd)
@@ -188,72 +172,3 @@ class Eagle3Head(nn.Module):
 
     def _heads(self, projected_BSX: Tensor) -> Tensor:
         return projected_BSX.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
-
-
-def rotary(positions_N: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, fp32 [N, head_dim], halves repeated (the Llama convention)."""
-    frequencies = theta ** -(torch.arange(0, head_dim, 2, device=positions_N.device).float() / head_dim)
-    angles = positions_N.float()[:, None] * frequencies
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def apply_rotary(x: Tensor, cos_Nd: Tensor, sin_Nd: Tensor) -> Tensor:
-    """Rotate [..., N, head_dim] by its rows' positions."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos_Nd.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin_Nd.to(x.dtype)
-
-
-def load_head(folder: Path, num_target_layers: int) -> Eagle3Head:
-    """A head in the native layout. ValueError lists what is missing or unknown."""
-    verify_manifest(folder)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json: it is no draft head.")
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        head = Eagle3Head(Eagle3Config.from_json(values, num_target_layers))
-    except KeyError as error:
-        raise ValueError(f"{folder}/config.json has no {error}: it is no draft head's.") from error
-    except (AttributeError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder}/config.json cannot be read ({error}): fetch it again.") from error
-    tensors = _read_tensors(folder)
-    head.embeddings = tensors.pop("embed_tokens.weight", None)
-    expected = head.state_dict()
-    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or unknown:
-        raise ValueError(
-            f"{folder} is no EAGLE-3 head: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}."
-        )
-    wrong = [name for name, tensor in tensors.items() if tensor.shape != expected[name].shape]
-    if wrong:
-        raise ValueError(f"{folder} does not match its config.json: {', '.join(wrong)} have other shapes.")
-    endless = [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
-    if endless:
-        raise ValueError(f"{folder} has values that are not finite in {', '.join(endless)}: fetch it again.")
-    head.load_state_dict(tensors)
-    return head.requires_grad_(False).eval()
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    files = sorted(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model.bin"))
-    if not files:
-        raise ValueError(f"{folder} has neither model.safetensors nor pytorch_model.bin.")
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            is_pickled = file.suffix == ".bin"
-            tensors |= torch.load(file, map_location="cpu", weights_only=True) if is_pickled else load_file(file)
-        except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
-            raise ValueError(f"{file} is damaged or cut short ({error}): fetch it again.") from error
-    return tensors
-
-
-def save_head(head: Eagle3Head, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write config.json and model.safetensors in the native layout."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(head.config.to_json(), indent=1) + "\n", encoding="utf-8")
-    tensors = {
-        name: tensor.detach().to(dtype).contiguous() if tensor.is_floating_point() else tensor
-        for name, tensor in head.state_dict().items()
-    }
-    save_file(tensors, folder / "model.safetensors")

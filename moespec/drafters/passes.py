@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from moespec.config import MAX_TREE_TOKENS, TreeConfig
-from moespec.drafters.head import Eagle3Head, rotary
+from moespec.drafters.head import Eagle3Head
 from moespec.types import DraftTree
 
 INITIAL_CAPACITY = 512  # positions; doubled when needed
@@ -62,5 +62,5 @@ def rope_table(head: Eagle3Head, max_context: int) -> tuple[Tensor, Tensor]:
     """cos and sin [positions, head_dim], halves repeated, in the head's dtype; a tree reaches past the context."""
     like = head.fc.weight
     positions = torch.arange(max_context + MAX_TREE_TOKENS, device=like.device)
-    cos, sin = rotary(positions, head.config.head_dim, head.config.rope_theta)
+    cos, sin = head.config.rope.table(positions, head.config.head_dim)
     return cos.to(like.dtype), sin.to(like.dtype)

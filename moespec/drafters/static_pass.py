@@ -7,7 +7,6 @@ asked of the device, so that the tree arrives with its padding. Longer passes, w
 from __future__ import annotations
 
 import copy
-import math
 from functools import partial
 
 import torch
@@ -16,9 +15,9 @@ from torch import Tensor
 from moespec.config import TreeConfig
 from moespec.dense import hidden_value, mask_behind
 from moespec.drafters.head import Eagle3Head
-from moespec.drafters.torch_pass import HeadLayer, TorchPass, seen_below
+from moespec.drafters.torch_pass import HeadLayer, TorchPass
 from moespec.graph import Graphs, Prepared
-from moespec.tree import Best, Frontier, grow_fixed_tree, num_asked
+from moespec.tree import Best, Frontier, grow_fixed_tree, least_logp, num_asked, seen_below
 from moespec.types import DraftTree
 
 BUCKETS = (1, 2, 4, 8, 16)  # committed tokens of one step: a path and its bonus token
@@ -107,7 +106,7 @@ class _Growth:
         self._state_1D.copy_(state_1D)
         self._length_1.fill_(length)
         self._root_1.fill_(root)
-        self._least_logp.fill_(math.log(config.min_path_p) if config.min_path_p else -math.inf)
+        self._least_logp.fill_(least_logp(config))
 
     def run(self) -> DraftTree:
         num_best = num_asked(self._config)

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moespec.config import TreeConfig
-from moespec.dense import PackedLinear, hidden_value, masked_attention
-from moespec.drafters.head import Eagle3Head, apply_rotary
+from moespec.dense import PackedLinear, additive_mask, masked_attention
+from moespec.drafters.head import Eagle3Head
 from moespec.drafters.passes import KeysAndValues, rope_table
-from moespec.tree import Best, Frontier, grow_tree, num_asked
+from moespec.drafters.rope import apply_rotary
+from moespec.tree import Best, Frontier, best_tokens, grow_tree, num_asked, seen_below
 from moespec.types import DraftTree
 
 # Takes the rows' own keys and values [heads, N, d]; returns all that they see, [2, heads, M, d].
@@ -56,9 +57,7 @@ class HeadLayer:
 
     def best(self, states_ND: Tensor, num_best: int) -> Best:
         """The likeliest next draft tokens; no temperature: children are a top-k set."""
-        logp_NV = self._lm_head(self._norm(states_ND, self.head.norm)).float().log_softmax(dim=-1)
-        found = logp_NV.topk(min(num_best, logp_NV.shape[-1]), dim=-1)
-        return found.indices, found.values
+        return best_tokens(self._lm_head(self._norm(states_ND, self.head.norm)), num_best)
 
     def next_hidden(self, states_ND: Tensor) -> Tensor:
         """What the next draft step reads as g: the state itself, or its norm for heads of the 3.1 kind."""
@@ -99,7 +98,9 @@ class TorchPass:
             self.kv.stored[0, :, start:end], self.kv.stored[1, :, start:end] = keys_HNd, values_HNd
             return self.kv.stored[:, :, :end]
 
-        mask_NM = _additive_mask(rows, end)
+        mask_NM = None
+        if rows.seen_NM is not None:
+            mask_NM = additive_mask(rows.num_free, rows.seen_NM, rows.hidden_ND.dtype)
         return self.layer.states(rows.tokens_N, rows.positions_N, rows.hidden_ND, store, mask_NM)
 
     def grow(self, state_1D: Tensor, length: int, root: int, config: TreeConfig) -> DraftTree:
@@ -115,7 +116,8 @@ class Rows:
     tokens_N, positions_N  int64; hidden_ND: g
     start                  where the rows' keys and values go
     num_free               every row sees the first so many keys
-    seen_NM                bool; which of the keys behind those a row sees. None: all before it, and itself
+    seen_NM                bool; which of the keys behind those a row sees. None: all, which is right for the last row;
+                           what one layer keeps of the others, keys and values, does not depend on what they see
     """
 
     tokens_N: Tensor
@@ -146,22 +148,6 @@ class _TreeScorer:
         rows = Rows(frontier.tokens_N, positions_N, hidden_ND, start, self._length, self._seen_NR)
         self._states_ND = self._pass.run(rows)
         return self._layer.best(self._states_ND, self._num_best)
-
-
-def seen_below(seen_NR: Tensor, frontier: Frontier) -> Tensor:
-    """bool: which of the tree's own rows the frontier's see, of what those above saw: these, and each itself."""
-    own_NN = torch.eye(len(frontier.tokens_N), dtype=torch.bool, device=seen_NR.device)
-    return torch.cat([seen_NR[frontier.parents_N], own_NN], dim=1)
-
-
-def _additive_mask(rows: Rows, num_keys: int) -> Tensor | None:
-    num_rows, like = len(rows.tokens_N), rows.hidden_ND
-    minimum = hidden_value(like.dtype)
-    if rows.seen_NM is None:
-        return None if num_rows == 1 else like.new_full((num_rows, num_keys), minimum).triu(num_keys - num_rows + 1)
-    mask_NS = like.new_zeros(num_rows, num_keys)
-    mask_NS[:, rows.num_free :].masked_fill_(~rows.seen_NM, minimum)
-    return mask_NS
 
 
 def _joined(*layers: torch.nn.Linear) -> Tensor:

@@ -18,6 +18,7 @@ from moespec.bench.arms import OUR_SCORE, Arm, parse_arm
 from moespec.bench.machine import checked_out_commit
 from moespec.config import BudgetConfig, GenerationConfig
 from moespec.drafters.eagle3 import Eagle3Drafter
+from moespec.drafters.small_model import SmallModelDrafter
 from moespec.engine import Engine
 from moespec.integrity import tokenizer_sha256
 from moespec.quality.frontier import frontier_figure, plotly_script, write_page
@@ -162,14 +163,18 @@ def _try_out(settings: list[Setting], items: list[Item], args: argparse.Namespac
 
 def _header(engine: Engine, args: argparse.Namespace, items: list[Item]) -> dict[str, Any]:
     drafter = engine.drafter
-    head = drafter.head if isinstance(drafter, Eagle3Drafter) else None
+    drafts: Any = None  # the weights that do
+    if isinstance(drafter, Eagle3Drafter):
+        drafts = drafter.head
+    elif isinstance(drafter, SmallModelDrafter):
+        drafts = drafter.model
     return {
         "kind": "run",
         "commit": checked_out_commit(),
         "model": engine.name,
         "settings": {
             "model_sha256": weights_sha256(engine.target.model),
-            "drafter_sha256": None if head is None else weights_sha256(head),
+            "drafter_sha256": None if drafts is None else weights_sha256(drafts),
             "tokenizer_sha256": tokenizer_sha256(engine.target.tokenizer),
             "items_sha256": hashlib.sha256(repr(items).encode()).hexdigest(),
             "texts_sha256": None if args.no_texts else hashlib.sha256(args.texts.read_bytes()).hexdigest(),

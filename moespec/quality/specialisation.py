@@ -224,7 +224,7 @@ def _expert_use(engine: Engine, tree: DraftTree, prefix: int, cache: TreeCache) 
 
 def _check(engine: Engine, texts: Sequence[Text], num_positions: int) -> None:
     if engine.drafter is None or isinstance(engine.drafter, NgramDrafter):
-        raise ValueError(f"drafter {engine.info.drafter_name} drafts no trees to measure on: give a draft head.")
+        raise ValueError(f"drafter {engine.info.drafter_name} drafts no trees of a wanted size: give a draft head.")
     if num_positions < 1 or not texts:
         raise ValueError(f"positions={num_positions} in {len(texts)} texts is nowhere to draft: use 1 or more of both.")
     check_lengths(engine, texts, max(config.depth for config in TREES))

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moespec.drafters.head import Eagle3Config, Eagle3Head, load_head, save_head
+from moespec.drafters.checkpoint import load_head, save_head
+from moespec.drafters.head import Eagle3Config, Eagle3Head
 from moespec.hf import AutoModelForCausalLM, AutoTokenizer
 from moespec.train.data import MixedStream, Renderer, file_hashes, held_out_batches, read_documents
 from moespec.train.generations import generate

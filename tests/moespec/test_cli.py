@@ -36,6 +36,9 @@ def test_json_ends_with_the_summary_and_steps_join_to_its_text(capsys, tmp_path)
         (["--tree", "8"], "three whole numbers"),
         (["--temperature", "-1"], "temperature=-1.0 is not allowed"),
         (["--drafter", "/nowhere"], "neither a directory"),
+        (["--taps", "2,x"], "taps='2,x' is not a list of layers"),
+        (["--drafter", "ngram", "--taps", "2,4,5"], "tap_layers=[2, 4, 5] is for a draft head"),
+        (["--taps", "2,4,8"], "tap layers 8 for the target's 0 to 7"),
         (["--target", "/nowhere"], "neither a directory"),
         (["--threads", "0"], "threads=0 is not allowed"),
     ],
@@ -46,6 +49,13 @@ def test_bad_options_end_with_one_sentence(arguments, sentence, capsys):
     assert sentence in output.err
     assert output.err.count("\n") == 1
     assert output.out == ""
+
+
+def test_inspect_says_which_drafter_is_in_use_and_why(capsys):
+    assert main(["inspect", "--taps", "2,4,6"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["drafter_name"], found["drafter_reason"]) == ("EAGLE-3", "a head was found beside the target")
+    assert found["tap_layers"] == [2, 4, 6]
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n"])
