@@ -9,24 +9,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moespec.batch import Batch, Request
+    from moespec.batch import Batch
     from moespec.config import EMBEDDED_TARGET, BudgetConfig, GenerationConfig, TreeConfig
     from moespec.control import Control
     from moespec.drafters.base import DraftContext, Drafter
     from moespec.engine import Engine, EngineInfo
     from moespec.policies.base import ExpertPolicy
     from moespec.policies.parsing import parse_policy
+    from moespec.request import Request
     from moespec.trace import RunSummary, StepTrace, TraceHeader, read_trace, write_trace
     from moespec.types import DraftTree, ExpertPlan, RouterScores, TreeContext
 
 _MODULES = {
-    "batch": ("Batch", "Request"),
+    "batch": ("Batch",),
     "config": ("EMBEDDED_TARGET", "BudgetConfig", "GenerationConfig", "TreeConfig"),
     "control": ("Control",),
     "drafters.base": ("DraftContext", "Drafter"),
     "engine": ("Engine", "EngineInfo"),
     "policies.base": ("ExpertPolicy",),
     "policies.parsing": ("parse_policy",),
+    "request": ("Request",),
     "trace": ("RunSummary", "StepTrace", "TraceHeader", "read_trace", "write_trace"),
     "types": ("DraftTree", "ExpertPlan", "RouterScores", "TreeContext"),
 }

@@ -9,38 +9,26 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from moespec.clock import Clock
-from moespec.config import BudgetConfig, GenerationConfig, TreeConfig
-from moespec.control import Control
-from moespec.governors.base import Governor
-from moespec.run import Proposal, Run
+from moespec.config import BudgetConfig
+from moespec.drafters.base import propose_together
+from moespec.request import Request
+from moespec.run import Aim, Run
 from moespec.seats import Seat
 from moespec.trace import StepTrace
+from moespec.types import DraftTree
 
 if TYPE_CHECKING:
     from moespec.engine import Engine
 
 Deliver = Callable[[StepTrace | Exception], None]
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `Engine.generate` is asked, as a thing. `control` moves its settings and stops it, and no other's."""
-
-    prompt: str | list | Tensor
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
-    tree: TreeConfig = field(default_factory=TreeConfig)
-    control: Control = field(default_factory=Control)
-    governor: Governor | None = None  # of its own: it learns from the request's steps
 
 
 @dataclass(eq=False)
@@ -53,7 +41,19 @@ class _Member:
     began: float
 
 
-_Proposed = tuple[_Member, Proposal]
+@dataclass(eq=False)
+class _Turn:
+    """A member's step on its way. marks: of the clock, before and after drafting."""
+
+    member: _Member
+    aim: Aim
+    tree: DraftTree | None = None
+    marks: tuple[Any, Any] = (None, None)
+
+    @property
+    def setting(self) -> BudgetConfig | None:
+        """What is equal for all that share a forward: the budget, or None where no policy acts."""
+        return None if self.aim.policy is None else self.aim.budget
 
 
 class Batch:
@@ -90,7 +90,7 @@ class Batch:
         with self._engine.turn():
             try:
                 self._admit()
-                committed = [pair for group in _groups(self._propose()) for pair in self._verify(group)]
+                committed = [pair for group in _groups(self._draft()) for pair in self._verify(group)]
                 for member, step in committed:
                     self._hand_out(member, member.run.finished(step, member.began))
             except BaseException:  # no request's error: an interrupt, say
@@ -125,25 +125,57 @@ class Batch:
                 self._hand_out(member, step)
             member.began = time.perf_counter()
 
-    def _propose(self) -> list[_Proposed]:
-        proposed = [(member, self._own_part(member, member.run.propose)) for member in list(self._members)]
-        return [(member, proposal) for member, proposal in proposed if proposal is not None]
+    def _draft(self) -> list[_Turn]:
+        """A tree for everyone, from passes that the drafters share where there are such."""
+        pairs = [(member, self._own_part(member, member.run.aim)) for member in list(self._members)]
+        turns = [_Turn(member, aim) for member, aim in pairs if aim is not None]
+        asking = [turn for turn in turns if turn.aim.context is not None]
+        if len(asking) > 1:
+            self._draft_together(asking)
+        for turn in turns:
+            if turn.tree is None and turn.member in self._members:
+                before = self._clock.mark()
+                turn.tree = self._own_part(turn.member, partial(turn.member.run.draft, turn.aim))
+                turn.marks = before, self._clock.mark()
+        return [turn for turn in turns if self._govern(turn)]
 
-    def _verify(self, group: list[_Proposed]) -> list[tuple[_Member, StepTrace]]:
-        """One forward over the trees of a group, and what each makes of it."""
-        before, first = self._clock.mark(), group[0][1]
+    def _govern(self, turn: _Turn) -> bool:
+        """Whether there is a tree to verify, of which the request's governor has taken its part."""
+        if turn.tree is None:
+            return False
+        chosen = self._own_part(turn.member, partial(turn.member.run.governed, turn.aim, turn.tree))
+        if chosen is not None:
+            turn.aim, turn.tree = chosen
+        return chosen is not None
+
+    def _draft_together(self, turns: list[_Turn]) -> None:
+        before = self._clock.mark()
+        asked = [(turn.member.run.drafter, turn.aim.context) for turn in turns]
         try:
-            drafts, is_shared = [proposal.draft for _, proposal in group], first.budget.scope == "batch"
-            verified = self._engine.verifier.verify_together(drafts, first.policy, is_shared)
+            trees = propose_together([(drafter, context) for drafter, context in asked if drafter and context])
         except Exception as error:
-            for member, _ in group:
-                self._fail(member, error)
+            for turn in turns:
+                self._fail(turn.member, error)
+            return
+        for turn, tree in zip(turns, trees or [], strict=trees is not None):
+            turn.tree, turn.marks = tree, (before, self._clock.mark())
+
+    def _verify(self, turns: list[_Turn]) -> list[tuple[_Member, StepTrace]]:
+        """One forward over the trees of a group, and what each makes of it."""
+        before, aim = self._clock.mark(), turns[0].aim
+        drafts = [turn.member.run.to_verify(turn.tree) for turn in turns if turn.tree is not None]
+        try:
+            verified = self._engine.verifier.verify_together(drafts, aim.policy, aim.budget.scope == "batch")
+        except Exception as error:
+            for turn in turns:
+                self._fail(turn.member, error)
             return []
         marks, committed = (before, self._clock.mark()), []
-        for (member, proposal), own in zip(group, verified, strict=True):
-            step = self._own_part(member, partial(member.run.commit, proposal, own, marks))
+        for turn, own in zip(turns, verified, strict=True):
+            commit = partial(turn.member.run.commit, turn.aim, own, (*turn.marks, *marks))
+            step = self._own_part(turn.member, commit)
             if step is not None:
-                committed.append((member, step))
+                committed.append((turn.member, step))
         return committed
 
     def _own_part(self, member: _Member, part: Callable[[], Result]) -> Result | None:
@@ -169,21 +201,16 @@ class Batch:
         self._engine.seats.leave(member.seat)
 
 
-def _groups(proposed: list[_Proposed]) -> list[list[_Proposed]]:
-    """Those that may share a forward: whose policy and its settings are equal, or that have none."""
-    groups: list[list[_Proposed]] = []
-    for one in proposed:
-        same = next((group for group in groups if _setting(group[0]) == _setting(one)), None)
+def _groups(turns: list[_Turn]) -> list[list[_Turn]]:
+    """Those that share a forward."""
+    groups: list[list[_Turn]] = []
+    for one in turns:
+        same = next((group for group in groups if group[0].setting == one.setting), None)
         if same is None:
             groups.append([one])
         else:
             same.append(one)
     return groups
-
-
-def _setting(proposed: _Proposed) -> BudgetConfig | None:
-    _, proposal = proposed
-    return None if proposal.policy is None else proposal.budget
 
 
 def answers(engine: Engine, requests: Iterable[Request], max_requests: int) -> Iterator[tuple[int, StepTrace]]:

@@ -99,6 +99,12 @@ def _add_generate(commands: Any) -> None:
         metavar="TOTAL,DEPTH,TOPK[,MINP]",
         help="draft tree: rows with the root, levels, branching, least likely path",
     )
+    parser.add_argument(
+        "--governor",
+        default="fixed",
+        metavar="NAME",
+        help="decides tree and budget step by step: fixed, evict, cascade-like, utility, utility:floor=P",
+    )
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=0)
@@ -114,7 +120,9 @@ def _add_generate(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
+    from moespec.bench.batch import add_arguments as add_batch_arguments
     from moespec.bench.cli import add_arguments, add_kernel_arguments, print_kernels
+    from moespec.bench.methods_cli import add_arguments as add_method_arguments
     from moespec.bench.step_cli import add_arguments as add_step_arguments
     from moespec.bench.step_cli import print_steps
 
@@ -123,6 +131,14 @@ def _add_bench(commands: Any) -> None:
     _add_model_arguments(decode)
     add_arguments(decode)
     decode.set_defaults(handler=_bench_decode)
+    methods = benches.add_parser("methods", help="every expert policy and governor at matched experts per layer")
+    _add_model_arguments(methods)
+    add_method_arguments(methods)
+    methods.set_defaults(handler=_bench_methods)
+    batch = benches.add_parser("batch", help="several requests side by side, against one at a time")
+    _add_model_arguments(batch)
+    add_batch_arguments(batch)
+    batch.set_defaults(handler=_bench_batch)
     kernels = benches.add_parser("kernels", help="one MoE layer by rows and budget, against the memory's bandwidth")
     add_kernel_arguments(kernels)
     kernels.set_defaults(handler=print_kernels)
@@ -215,6 +231,8 @@ def _budget(args: argparse.Namespace) -> BudgetConfig:
 
 def _generate(args: argparse.Namespace) -> int:
     from moespec import Control, GenerationConfig, TreeConfig, write_trace
+    from moespec.governors import parse_governor
+    from moespec.profile import profile_costs
 
     generation = GenerationConfig(
         max_new_tokens=args.max_new_tokens,
@@ -233,8 +251,9 @@ def _generate(args: argparse.Namespace) -> int:
     tree = TreeConfig() if args.tree is None else TreeConfig.parse(args.tree)
     engine = _load(args)
     engine.check_budget(budget)
+    governor = parse_governor(args.governor, lambda: profile_costs(engine))
     control = Control()
-    steps = engine.generate(args.prompt, generation, budget, tree, control)
+    steps = engine.generate(args.prompt, generation, budget, tree, control, governor)
     previous = signal.signal(signal.SIGINT, lambda *_: control.stop())  # the step under way ends, the summary follows
     seen = []
     try:
@@ -252,7 +271,7 @@ def _generate(args: argparse.Namespace) -> int:
     finally:
         signal.signal(signal.SIGINT, previous)
     if args.trace is not None:
-        write_trace(args.trace, engine.header(args.prompt, generation, budget, tree), seen)
+        write_trace(args.trace, engine.header(args.prompt, generation, budget, tree, governor), seen)
     print(json.dumps(vars(summary)) if args.json else _summary_lines(summary))
     return 0
 
@@ -273,6 +292,19 @@ def _bench_decode(args: argparse.Namespace) -> int:
     from moespec.bench.cli import bench_decode
 
     return bench_decode(_load(args), args.target or EMBEDDED_TARGET, args)
+
+
+def _bench_methods(args: argparse.Namespace) -> int:
+    from moespec import EMBEDDED_TARGET
+    from moespec.bench.methods_cli import bench_methods
+
+    return bench_methods(_load(args), args.target or EMBEDDED_TARGET, args)
+
+
+def _bench_batch(args: argparse.Namespace) -> int:
+    from moespec.bench.batch import bench_batch
+
+    return bench_batch(_load(args), args)
 
 
 def _quality(args: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moespec.batch import Request, answers
+from moespec.batch import answers
 from moespec.config import EMBEDDED_TARGET, BudgetConfig, GenerationConfig, TreeConfig
 from moespec.control import Control
 from moespec.drafters.base import Drafter
@@ -26,6 +26,7 @@ from moespec.models import load_model
 from moespec.policies.method import Method, RoutedModel
 from moespec.prompts import encode_prompt
 from moespec.report import Pieces, device_card, run_settings
+from moespec.request import Request
 from moespec.run import Run
 from moespec.seats import Seat, Seats
 from moespec.target import Target
@@ -176,11 +177,18 @@ class Engine:
         if budget.budget is not None and not low <= budget.budget <= high:
             raise ValueError(f"budget={budget.budget} is outside {low} to {high}, this model's top-k and experts.")
 
-    def header(self, prompt: Any, generation: GenerationConfig, budget: BudgetConfig, tree: TreeConfig) -> TraceHeader:
+    def header(
+        self,
+        prompt: Any,
+        generation: GenerationConfig,
+        budget: BudgetConfig,
+        tree: TreeConfig,
+        governor: Governor | None = None,
+    ) -> TraceHeader:
         """Line 1 of a trace file of this engine."""
         info = self.info
         return TraceHeader(
-            settings=run_settings(generation, budget, tree),
+            settings=run_settings(generation, budget, tree, governor),
             seed=generation.seed,
             device=self.card(),
             model={"name": info.model_name, "num_experts": info.num_experts, "top_k": info.top_k},

@@ -42,14 +42,14 @@ def load_model(
         verify_manifest(folder)
     elif folder.is_absolute() or str(path).count("/") != 1:
         raise ValueError(f"{path} is neither a directory nor a hub id of the form owner/name.")
-    with _refusing(path):
+    with refusing(path):
         config = AutoConfig.from_pretrained(path, revision=revision)
     on_device = torch.device(device)
     exact = _resolved(dtype, config, on_device)
-    with _refusing(path):
+    with refusing(path):
         num_weights = num_parameters(config)
     check_memory(str(path), num_weights, exact, on_device)
-    with _refusing(path):
+    with refusing(path):
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=exact, revision=revision, weights_only=True)
         return model.to(on_device).eval(), tokenizer
@@ -65,8 +65,8 @@ def _resolved(dtype: str | torch.dtype, config: Any, device: torch.device) -> to
 
 
 @contextlib.contextmanager
-def _refusing(path: str | Path) -> Iterator[None]:
-    """Inside, what transformers raises becomes one sentence."""
+def refusing(path: str | Path) -> Iterator[None]:
+    """Inside, what transformers raises of a target becomes one sentence."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, UnpicklingError) as error:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from moespec.config import BudgetConfig, GenerationConfig, TreeConfig, settings_dict
+from moespec.governors.base import Governor
 from moespec.recorder import RoutingCounts
 from moespec.sampling import TreeOpinions
 from moespec.target import Target
@@ -198,16 +199,17 @@ def summarise(run: Run) -> RunSummary:
         mass_kept=1.0 if mass_kept is None else mass_kept,
         lossless=totals.lossless,
         finish_reason=run.finish_reason or "",
-        settings=run_settings(run.generation, run.budget, run.tree),
+        settings=run_settings(run.generation, run.budget, run.tree, run.governor),
         device=run.card(),
     )
 
 
-def run_settings(generation: GenerationConfig, budget: BudgetConfig, tree: TreeConfig) -> dict:
+def run_settings(
+    generation: GenerationConfig, budget: BudgetConfig, tree: TreeConfig, governor: Governor | None
+) -> dict:
     """All of a request's settings, JSON-safe."""
-    return {
-        name: settings_dict(part) for name, part in (("generation", generation), ("budget", budget), ("tree", tree))
-    }
+    parts = (("generation", generation), ("budget", budget), ("tree", tree))
+    return {name: settings_dict(part) for name, part in parts} | {"governor": governor.name if governor else "fixed"}
 
 
 def device_card(device: torch.device, dtype: torch.dtype, backend: str) -> dict:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -59,14 +59,17 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """A tree to be verified, and the settings in force. marks: of the clock, before and after drafting."""
+class Aim:
+    """The settings of a step, and what its tree starts from; without a context the root goes alone."""
 
-    draft: Draft
     budget: BudgetConfig
     config: TreeConfig
     policy: ExpertPolicy | None
-    marks: tuple[Any, Any]
+    context: DraftContext | None
+
+
+# Of the clock: before and after drafting, before and after verifying.
+Marks = tuple[Any, Any, Any, Any]
 
 
 @dataclass
@@ -126,33 +129,47 @@ class Run:
 
     @torch.inference_mode()
     def _step(self) -> StepTrace:
-        began = time.perf_counter()
-        proposal = self.propose()
-        verified = self._verify(proposal)
-        step = self.commit(proposal, verified, (proposal.marks[1], self.clock.mark()))
+        began, drafting = time.perf_counter(), self.clock.mark()
+        aim = self.aim()
+        aim, tree = self.governed(aim, self.draft(aim))
+        drafted = self.clock.mark()
+        verified = self._verify(aim, tree)
+        step = self.commit(aim, verified, (drafting, drafted, drafted, self.clock.mark()))
         return self.finished(step, began)
 
-    def propose(self) -> Proposal:
-        """1) Draft: the drafter's tree below the last committed token."""
-        started = self.clock.mark()
+    def aim(self) -> Aim:
+        """What is asked of the next step."""
         budget, config = self.control.settings(self.budget, self.tree)
         if self.governor is not None:
             config, budget = self.governor.settings(config, budget)
-        tree = self._propose(config)
-        if self.governor is not None and tree.num_rows > 1:
-            tree, budget = self.governor.choose(tree.without_padding(), budget)
-        draft = Draft(tree, self.conversation.cache, self.generation)
-        return Proposal(
-            draft, budget, config, policy_for(budget, self.target.num_experts), (started, self.clock.mark())
-        )
+        policy, context, wanted = policy_for(budget, self.target.num_experts), None, self._num_wanted()
+        if self.drafter is not None and config.total_tokens > 1 and wanted > 1:
+            context = DraftContext(self.conversation.token_ids, config, max_depth=wanted - 1)
+        return Aim(budget, config, policy, context)
 
-    def _verify(self, proposal: Proposal) -> Verified:
+    def draft(self, aim: Aim) -> DraftTree:
+        """1) Draft: the drafter's tree below the last committed token."""
+        if aim.context is None:
+            return root_only(self.conversation.token_ids[-1], self.target.device)
+        assert self.drafter is not None
+        return self.drafter.propose(aim.context)
+
+    def governed(self, aim: Aim, tree: DraftTree) -> tuple[Aim, DraftTree]:
+        """What the governor takes of a drafted tree, and under which budget."""
+        if self.governor is None or tree.num_rows == 1:
+            return aim, tree
+        tree, budget = self.governor.choose(tree.without_padding(), aim.budget)
+        return replace(aim, budget=budget, policy=policy_for(budget, self.target.num_experts)), tree
+
+    def to_verify(self, tree: DraftTree) -> Draft:
+        return Draft(tree, self.conversation.cache, self.generation)
+
+    def _verify(self, aim: Aim, tree: DraftTree) -> Verified:
         """2) Verify: one forward over all rows, every MoE layer under the policy."""
-        return self.verifier.verify(proposal.draft, proposal.policy)
+        return self.verifier.verify(self.to_verify(tree), aim.policy)
 
-    def commit(self, proposal: Proposal, verified: Verified, marks: tuple[Any, Any]) -> StepTrace:
-        """3) Commit: what is emitted, the KV of its rows, their features for the drafter. marks: of the clock, before
-        and after verifying."""
+    def commit(self, aim: Aim, verified: Verified, marks: Marks) -> StepTrace:
+        """3) Commit: what is emitted, the KV of its rows, their features for the drafter."""
         conversation, prefix = self.conversation, len(self.conversation.token_ids) - 1
         verdict, counts = verified.verdict, verified.counts
         if counts.changed and conversation.lossy_from is None:
@@ -164,9 +181,9 @@ class Run:
             token_ids=emitted,
             text=text,
             origins=[*range(1, verdict.num_accepted + 1), 0][: len(emitted)],
-            settings=step_settings(proposal.budget, self._effective_budget(proposal.budget, verified), proposal.config),
-            draft_ms=self.clock.ms(*proposal.marks),
-            verify_ms=self.clock.ms(*marks),
+            settings=step_settings(aim.budget, self._effective_budget(aim.budget, verified), aim.config),
+            draft_ms=self.clock.ms(*marks[:2]),
+            verify_ms=self.clock.ms(*marks[2:]),
             # Of a step that an end cut short, the rows behind the end were not accepted.
             tree=(verified.opinions, Verdict(verdict.path[: len(emitted) + 1], emitted)),
             counts=counts,
@@ -181,13 +198,6 @@ class Run:
         if self.governor is not None:
             self.governor.observe(Outcome(len(step.token_ids), whole_ms, step.mass_kept))
         return self._added(step, self._elapsed_ms())
-
-    def _propose(self, config: TreeConfig) -> DraftTree:
-        token_ids = self.conversation.token_ids
-        wanted = self._num_wanted()
-        if self.drafter is None or config.total_tokens == 1 or wanted == 1:
-            return root_only(token_ids[-1], self.target.device)
-        return self.drafter.propose(DraftContext(token_ids, config, max_depth=wanted - 1))
 
     def _keep(self, path: list[int], emitted: list[int], prefix: int, features_TF: Tensor | None) -> None:
         """Keep the rows of the root and of the emitted draft tokens; the last emitted token is the next root."""

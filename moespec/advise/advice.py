@@ -89,6 +89,7 @@ def advise(
     accepted: str | None = None,
     drafter: str = "auto",
     dtype: str = "auto",
+    revision: str | None = None,
     context: int = 0,
     least_budget: int | None = None,
 ) -> Advice:
@@ -99,6 +100,7 @@ def advise(
                   pair, and for any other model no verdict
     drafter       one of `FREE`; anything else is taken for a usual EAGLE-3 head
     dtype         of the weights; "auto" as the engine loads them
+    revision      of a hub id: a branch, tag or commit
     context       positions whose keys and values a step reads
     least_budget  smaller budgets are not chosen; half of the experts unless given, as in the paper
 
@@ -109,7 +111,7 @@ def advise(
     typed = None if acceptance is None else parse_rates(acceptance)
     typed = typed if accepted is None else parse_tokens(accepted)
     found = device if isinstance(device, Device) else find_device(device)
-    model = describe_target(target, dtype, found.kind == "cpu", context)
+    model = describe_target(target, revision, dtype, found.kind == "cpu", context)
     unions = unions_of(model.shape)
     draft = FREE_DRAFTS if drafter in FREE else _usual_head(model, found)
     costs = ModelledCosts(model.shape, found, draft, model.kv_bytes, unions.expected)

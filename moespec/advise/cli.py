@@ -19,7 +19,7 @@ from moespec.published import PUBLISHED
 from moespec.shapes import shape_of
 
 PROMPTS = Path(__file__).resolve().parents[2] / "assets" / "bench" / "prompts.jsonl"
-NUM_PROMPTS = 24
+NUM_PROMPTS = 32
 EPILOG = (
     f"Without --measure nothing is loaded: --target may then be a config file or one of {', '.join(PUBLISHED)}, "
     f"--device one of {', '.join(DEVICE_NAMES)}."
@@ -55,6 +55,7 @@ def print_advice(args: argparse.Namespace, load: Callable[[argparse.Namespace], 
         accepted=args.accepted,
         drafter=args.drafter,
         dtype=args.dtype,
+        revision=args.revision,
         context=args.context,
         least_budget=args.least_budget,
     )

@@ -5,7 +5,6 @@ Owns what a target may be called, what is refused, and how its weights are store
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ import torch
 from moespec.config import EMBEDDED_TARGET
 from moespec.cost import ModelShape
 from moespec.hf import AutoConfig
+from moespec.models import DTYPES, refusing
 from moespec.published import PUBLISHED, published_config
 from moespec.shapes import Storage, kv_bytes, meta_model, shape_of, weights_bytes
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class AdvisedTarget:
     bytes_per_weight: float  # of what is not quantized
 
 
-def describe_target(target: str | Path, dtype: str, on_cpu: bool, context: int) -> AdvisedTarget:
+def describe_target(target: str | Path, revision: str | None, dtype: str, on_cpu: bool, context: int) -> AdvisedTarget:
     """Read the config and count. dtype "auto": as the engine loads it, fp32 on a CPU and as published elsewhere.
 
     ValueError, in one sentence, for what is no target, has no experts or is asked for in a wrong way.
@@ -41,7 +39,7 @@ def describe_target(target: str | Path, dtype: str, on_cpu: bool, context: int) 
         raise ValueError(f"context={context} is not allowed: use 0 or more positions.")
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of auto, {', '.join(DTYPES)}.")
-    name, config = target_config(target)
+    name, config = target_config(target, revision)
     storage = Storage.of(config, DTYPES.get(dtype, torch.float32 if on_cpu else None))
     model = meta_model(config)
     shape = shape_of(model, name, storage)
@@ -50,7 +48,7 @@ def describe_target(target: str | Path, dtype: str, on_cpu: bool, context: int) 
     return AdvisedTarget(shape, weights_bytes(model, storage), cached, vocab_size, storage.other)
 
 
-def target_config(target: str | Path) -> tuple[str, Any]:
+def target_config(target: str | Path, revision: str | None = None) -> tuple[str, Any]:
     """(name, transformers config) of a directory, a config file, a hub id or a name of `PUBLISHED`, in any case."""
     known = {name.lower(): name for name in PUBLISHED}
     if str(target).lower() in known:
@@ -61,14 +59,9 @@ def target_config(target: str | Path) -> tuple[str, Any]:
         raise ValueError(
             f"target {target} is no directory, config file, hub id (owner/name), nor {', '.join(PUBLISHED)}."
         )
-    try:
-        if path.is_file():
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return path.resolve().parent.name, AutoConfig.for_model(values.pop("model_type"), **values)
-        config = AutoConfig.from_pretrained(target)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"the config of {target} could not be read: {first_line}") from error
-    if not path.is_dir():
+    with refusing(target):
+        config = AutoConfig.from_pretrained(target, revision=revision)
+    if not path.exists():
         return str(target), config
-    return "embedded model" if path.resolve() == EMBEDDED_TARGET else path.resolve().name, config
+    folder = path.resolve() if path.is_dir() else path.resolve().parent
+    return "embedded model" if folder == EMBEDDED_TARGET else folder.name, config

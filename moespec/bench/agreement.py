@@ -17,10 +17,11 @@ from moespec.config import GenerationConfig, TreeConfig
 from moespec.control import Control
 from moespec.drafters.base import DraftContext
 from moespec.engine import Engine
+from moespec.governors import Governor
 from moespec.kv_cache import TreeCache
 from moespec.policies.base import ExpertPolicy, ForesightPolicy
 from moespec.recorder import StepRecorder, policy_for
-from moespec.run import Conversation, Proposal, Run
+from moespec.run import Aim, Conversation, Run
 from moespec.step_router import NaturalRouter
 from moespec.trace import RunSummary
 from moespec.types import DraftTree, Verdict
@@ -28,16 +29,32 @@ from moespec.verifier import Verified
 from moespec.verify import verify_tree
 
 
+@dataclass
+class Agreement:
+    """At each position of a lossless text: whether the budgeted root row's argmax is the next token, and the divergence
+    KL(natural || budgeted) of its distribution, in nats."""
+
+    top1: list[bool] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+
+
 def agreement_by_position(
     engine: Engine, arms: list[Arm], prompt_ids: list[int], text_ids: list[int]
-) -> list[list[bool]]:
-    """Per arm, whether the budgeted root row's argmax is the lossless text's next token, at each of its positions."""
+) -> list[Agreement]:
+    """Per arm, along the text."""
     token_ids = prompt_ids + text_ids
-    agrees: list[list[bool]] = [[] for _ in arms]
+    found = [Agreement() for _ in arms]
     for position in root_logits(engine, arms, token_ids, first_root=len(prompt_ids)):
-        for answers, logits_V in zip(agrees, position.by_arm, strict=True):
-            answers.append(int(logits_V.argmax()) == token_ids[position.root + 1])
-    return agrees
+        for entry, logits_V in zip(found, position.by_arm, strict=True):
+            entry.top1.append(int(logits_V.argmax()) == token_ids[position.root + 1])
+            entry.kl.append(divergence(position.natural_V, logits_V))
+    return found
+
+
+def divergence(natural_V: Tensor, logits_V: Tensor) -> float:
+    """KL(natural || other) in nats, of two rows of logits."""
+    natural_logp_V, logp_V = (logits.double().log_softmax(dim=-1) for logits in (natural_V, logits_V))
+    return float(torch.nn.functional.kl_div(logp_V, natural_logp_V, reduction="sum", log_target=True))
 
 
 @dataclass(frozen=True)
@@ -106,8 +123,8 @@ class Replay(Run):
     text_ids: list[int] = field(default_factory=list)
     root_agrees: list[bool] = field(default_factory=list)
 
-    def _verify(self, proposal: Proposal) -> Verified:
-        verified = super()._verify(proposal)
+    def _verify(self, aim: Aim, tree: DraftTree) -> Verified:
+        verified = super()._verify(aim, tree)
         verdict, wanted = verified.verdict, self.text_ids[len(self.totals.token_ids) :]
         pairs = zip(verdict.token_ids, wanted, strict=False)
         num_same = next((n for n, (ours, theirs) in enumerate(pairs) if ours != theirs), len(verdict.token_ids))
@@ -117,7 +134,9 @@ class Replay(Run):
         return replace(verified, verdict=Verdict(path=verdict.path[: len(emitted)], token_ids=emitted))
 
 
-def replay(engine: Engine, arm: Arm, prompt_ids: list[int], text_ids: list[int]) -> tuple[list[bool], RunSummary]:
+def replay(
+    engine: Engine, arm: Arm, prompt_ids: list[int], text_ids: list[int], governor: Governor | None = None
+) -> tuple[list[bool], RunSummary]:
     """Run the arm along the lossless text. (per step, whether the root's argmax was the text's; the summary)"""
     assert arm.budget is not None
     engine.forget()
@@ -132,7 +151,7 @@ def replay(engine: Engine, arm: Arm, prompt_ids: list[int], text_ids: list[int])
         budget=arm.budget,
         tree=arm.tree or TreeConfig(),
         control=Control(),
-        governor=None,
+        governor=governor,
         card=engine.card,
         text_ids=text_ids,
     )

@@ -14,6 +14,7 @@ from moespec.config import BudgetConfig, TreeConfig
 from moespec.policies.parsing import parse_policy
 
 BUDGETS = (8, 12, 16, 24, 32, 48)
+GOVERNORS = ("evict", "cascade-like", "utility")
 OUR_SCORE = "natural+path"  # the best of six at B = 8 and 12; those with depth or root lose far more than the paper's
 DEFAULT, PLAIN = TreeConfig(), TreeConfig(1)
 LARGE = TreeConfig(16, 5, 4, min_path_p=0)  # every step as large as the last, as in the paper
@@ -27,10 +28,16 @@ class Arm:
     name: str
     tree: TreeConfig | None = None
     budget: BudgetConfig | None = None
+    governor: str = "fixed"  # a name of `governors.parse_governor`
 
     @property
     def is_lossy(self) -> bool:
-        return self.budget is not None and not self.budget.is_lossless
+        return self.has_floor or (self.budget is not None and not self.budget.is_lossless)
+
+    @property
+    def has_floor(self) -> bool:
+        """Whether a governor chooses the budget."""
+        return "floor" in self.governor
 
     @property
     def tree_numbers(self) -> list[int | float] | None:
@@ -84,6 +91,8 @@ def parse_arm(text: str, profiles: Path | None = None) -> Arm:
         tree = TreeConfig.parse(numbers) if numbers else DEFAULT
         if name == "eagle3":
             return Arm(name, tree, BudgetConfig())
+        if method in GOVERNORS:
+            return Arm(name, tree, BudgetConfig(), governor=name)
         if method == "moe-spec" and "=" not in rest:
             return _moe_spec(name, tree)
         return Arm(name, tree, parse_policy(name, profiles))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from moespec.bench.arms import Arm
+from moespec.bench.governed import Governors
 from moespec.config import GenerationConfig
 from moespec.engine import Engine
 from moespec.models import load_model
@@ -39,7 +40,7 @@ class Contestants:
     """The engine and, beside it, the same weights in an untouched transformers model."""
 
     def __init__(self, engine: Engine, target: str | Path, num_tokens: int) -> None:
-        self.engine, self.num_tokens = engine, num_tokens
+        self.engine, self.num_tokens, self.governors = engine, num_tokens, Governors(engine)
         self._reference, _ = load_model(target, engine.target.device.type, engine.target.dtype)
         self._reference.generation_config.eos_token_id = None  # every arm writes the same number of tokens
         self.experts_implementation = ""
@@ -63,7 +64,7 @@ class Contestants:
         if arm.budget is None:
             return self._transformers(prompt_ids)
         generation = GenerationConfig(max_new_tokens=self.num_tokens, ignore_eos=True)
-        steps = self.engine.generate(prompt_ids, generation, arm.budget, arm.tree)
+        steps = self.engine.generate(prompt_ids, generation, arm.budget, arm.tree, governor=self.governors.of(arm))
         next(steps)
         began = time.perf_counter()
         summary = [step.summary for step in steps][-1]

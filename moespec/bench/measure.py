@@ -29,6 +29,7 @@ class ArmMeasurements:
     summaries: list[RunSummary] = field(default_factory=list)
     equal_prefix: list[int] = field(default_factory=list)
     agreement: list[list[bool]] = field(default_factory=list)
+    kl: list[list[float]] = field(default_factory=list)
     agreement_own_kv: list[list[bool]] = field(default_factory=list)
     replays: list[RunSummary] = field(default_factory=list)
 
@@ -98,10 +99,15 @@ def _measure_agreement(
 ) -> None:
     engine = contestants.engine
     for number, (prompt, text) in enumerate(followed):
-        answers = agreement_by_position(engine, [entry.arm for entry in measured], prompt.token_ids, text)
-        for entry, agrees in zip(measured, answers, strict=True):
-            entry.agreement.append(agrees)
-            root_agrees, summary = replay(engine, entry.arm, prompt.token_ids, text)
+        # A governor that chooses budgets has none of its own for a position by itself.
+        budgeted = [entry for entry in measured if not entry.arm.has_floor]
+        answers = agreement_by_position(engine, [entry.arm for entry in budgeted], prompt.token_ids, text)
+        for entry, found in zip(budgeted, answers, strict=True):
+            entry.agreement.append(found.top1)
+            entry.kl.append(found.kl)
+        for entry in measured:
+            governor = contestants.governors.of(entry.arm)
+            root_agrees, summary = replay(engine, entry.arm, prompt.token_ids, text, governor)
             entry.agreement_own_kv.append(root_agrees)
             entry.replays.append(summary)
         progress(f"agreement: prompt {number + 1} of {len(followed)}")

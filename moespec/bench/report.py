@@ -33,6 +33,7 @@ def arm_record(measured: ArmMeasurements) -> dict[str, Any]:
         "experts_active": _mean(summaries, lambda s: s.experts_active),
         "mass_kept": _mean(summaries, lambda s: s.mass_kept, digits=4),
         "agreement_top1": _share(measured.agreement),
+        "kl": _share(measured.kl),
         "agreement_top1_own_kv": _share(measured.agreement_own_kv),
         "equal_prefix": round(statistics.mean(measured.equal_prefix), 2),
         "replay": {
@@ -125,7 +126,7 @@ def _mean(
     return round(statistics.mean(values), digits) if values else None
 
 
-def _share(answers: Sequence[Sequence[bool]]) -> float | None:
+def _share(answers: Sequence[Sequence[float]]) -> float | None:
     flat = [answer for by_prompt in answers for answer in by_prompt]
     return round(sum(flat) / len(flat), 4) if flat else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -58,3 +59,9 @@ class Drafter(Protocol):
     def fork(self) -> Drafter:
         """One more like it, with the same weights, for another conversation. Only a batch asks for it."""
         ...
+
+
+def propose_together(asked: Sequence[tuple[Drafter, DraftContext]]) -> list[DraftTree] | None:
+    """Trees of forks of one drafter in passes that they share, or None where such passes are not to be had."""
+    shared = getattr(type(asked[0][0]), "propose_together", None)
+    return None if shared is None else shared(asked)

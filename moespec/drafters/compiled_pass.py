@@ -8,6 +8,7 @@ cache; the formula is `head.py`'s, the kernels are `native/head.py` and `native/
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,38 +59,71 @@ class CompiledPass:
         return twin
 
     def extend(self, tokens: list[int], features_NF: Tensor, start: int) -> Tensor:
-        width = self._fc[0].shape[1]
-        if features_NF.shape != (len(tokens), width):
-            raise ValueError(f"the draft head reads features [{len(tokens)}, {width}], not {[*features_NF.shape]}.")
-        use_threads()
-        end = start + len(tokens)
-        self._kv.reserve(end)
-        state = self._kernels.head.extend(
-            *(self._head.normed(features_NF.float()).contiguous().numpy(), np.array(tokens, np.int64)),
-            *(self._fc, self._weights, self._embeddings, self._cos[start:end], self._sin[start:end]),
-            *(self._table(len(tokens), start), (self._scale, self._before_residual)),
-        )
-        return torch.from_numpy(state)
+        return self.extend_together([self], [tokens], [features_NF], [start])
 
     def grow(self, state_1D: Tensor, length: int, root: int, config: TreeConfig) -> DraftTree:
-        use_threads()
-        vocab = len(self._vocab_map)
-        top_k = min(config.top_k, vocab)
-        least = least_logp(config)
-        self._kv.reserve(length + (config.depth - 1) * top_k)
-        shape = (config.depth, top_k, min(num_asked(config), vocab), least)
-        pool = self._kernels.tree.grow(
-            *(state_1D.contiguous().numpy(), length, self._weights, self._final, self._embeddings, self._vocab_map),
-            *(self._cos, self._sin, self._table(0, length), shape),
-            (self._scale, self._before_residual, self._norm_output),
-        )
-        found = self._kernels.tree.select(root, config.total_tokens - 1, least, pool)
-        tokens, parents, depths, logp, mask, alt_ids, alt_logp = (torch.from_numpy(part) for part in found)
-        return DraftTree(
-            *(tokens, parents, depths, logp, mask), alt_ids[:, :NUM_ALTERNATIVES], alt_logp[:, :NUM_ALTERNATIVES]
-        )
+        return self.grow_together([self], state_1D, [length], [root], [config])[0]
 
-    def _table(self, num_rows: int, start: int) -> np.ndarray:
-        """Of `native.attention`: rows that go behind the first `start` keys, all of which they see."""
-        keys, values = self._kv.stored
-        return np.array([[0, num_rows, start, start, keys.shape[1], keys.data_ptr(), values.data_ptr()]])
+    @staticmethod
+    def extend_together(
+        passes: Sequence[CompiledPass], tokens: list[list[int]], features: list[Tensor], starts: list[int]
+    ) -> Tensor:
+        """`extend` of several conversations with forks of one pass: states [R, D]."""
+        first, width = passes[0], passes[0]._fc[0].shape[1]
+        for own, features_NF in zip(tokens, features, strict=True):
+            if features_NF.shape != (len(own), width):
+                raise ValueError(f"the draft head reads features [{len(own)}, {width}], not {[*features_NF.shape]}.")
+        use_threads()
+        ends = [start + len(own) for start, own in zip(starts, tokens, strict=True)]
+        positions = np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])
+        features_NF = first._head.normed(torch.cat(features).float()).contiguous()
+        tokens_N = [token for own in tokens for token in own]
+        states = first._kernels.head.extend(
+            *(features_NF.numpy(), np.array(tokens_N), positions, first._fc, first._weights, first._embeddings),
+            *(first._cos, first._sin, _table(passes, starts, ends), (first._scale, first._before_residual)),
+        )
+        return torch.from_numpy(states)
+
+    @staticmethod
+    def grow_together(
+        passes: Sequence[CompiledPass],
+        states_RD: Tensor,
+        lengths: list[int],
+        roots: list[int],
+        configs: list[TreeConfig],
+    ) -> list[DraftTree]:
+        """`grow` of several conversations with forks of one pass, whose trees have the same `top_k`."""
+        use_threads()
+        first, (wanted,) = passes[0], {config.top_k for config in configs}
+        vocab = len(first._vocab_map)
+        top_k = min(wanted, vocab)
+        least = [least_logp(config) for config in configs]
+        ends = [length + (config.depth - 1) * top_k for length, config in zip(lengths, configs, strict=True)]
+        most = np.array([config.depth for config in configs])
+        shape = most, np.array(least, np.float32), top_k, min(num_asked(configs[0]), vocab)
+        *candidates, filled, places, below_ids, below_logp, expanded = first._kernels.tree.grow(
+            *(states_RD.contiguous().numpy(), np.array(lengths), first._weights, first._final, first._embeddings),
+            *(first._vocab_map, first._cos, first._sin, _table(passes, lengths, ends), shape),
+            (first._scale, first._before_residual, first._norm_output),
+        )
+        trees = []
+        for n, (root, config) in enumerate(zip(roots, configs, strict=True)):
+            pool = [part[n, : filled[n]] for part in candidates]
+            pool += [part[n, : expanded[n]] for part in (places, below_ids, below_logp)]
+            found = first._kernels.tree.select(root, config.total_tokens - 1, least[n], tuple(pool))
+            tokens, parents, depths, logp, mask, alt_ids, alt_logp = (torch.from_numpy(part) for part in found)
+            alternatives = alt_ids[:, :NUM_ALTERNATIVES], alt_logp[:, :NUM_ALTERNATIVES]
+            trees.append(DraftTree(tokens, parents, depths, logp, mask, *alternatives))
+        return trees
+
+
+def _table(passes: Sequence[CompiledPass], starts: list[int], ends: list[int]) -> np.ndarray:
+    """Of `native.attention`: rows of each conversation at `starts` to `ends`, for which room is made."""
+    table, first = np.empty((len(passes), 7), np.int64), 0
+    for number, (each, start, end) in enumerate(zip(passes, starts, ends, strict=True)):
+        each._kv.reserve(end)
+        keys, values = each._kv.stored
+        places = keys.shape[1], keys.data_ptr(), values.data_ptr()
+        table[number] = first, end - start, start, start, *places
+        first += end - start
+    return table

@@ -6,6 +6,8 @@ Knows nothing of the target but its features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -57,16 +59,38 @@ class Eagle3Drafter:
         if context.tree.total_tokens == 1:
             return root_only(root, self._device)
         tree = context.tree if self._pass.has_fixed_shape else context.bounded_tree
-        return self._pass.grow(self._catch_up(context.token_ids), self._length, root, tree)
+        state_1D = self._pass.extend(*self._pending_pairs(context.token_ids))
+        self._caught_up(context)
+        return self._pass.grow(state_1D, self._length, root, tree)
 
-    def _catch_up(self, token_ids: list[int]) -> Tensor:
-        """Run the head over the pending pairs; the state [1, D] after the last, which predicts the root's children."""
+    @staticmethod
+    def propose_together(asked: Sequence[tuple[Eagle3Drafter, DraftContext]]) -> list[DraftTree] | None:
+        """`propose` of forks of one drafter, in passes over the rows of them all; None where the pass knows no such."""
+        passes = [drafter._pass for drafter, _ in asked if isinstance(drafter._pass, CompiledPass)]
+        contexts = [context for _, context in asked]
+        if len(passes) < len(asked) or len({context.tree.top_k for context in contexts}) > 1:
+            return None
+        pending = [drafter._pending_pairs(context.token_ids) for drafter, context in asked]
+        states_RD = CompiledPass.extend_together(passes, *map(list, zip(*pending, strict=True)))
+        for drafter, context in asked:
+            drafter._caught_up(context)
+        return CompiledPass.grow_together(
+            passes,
+            states_RD,
+            [drafter._length for drafter, _ in asked],
+            [context.token_ids[-1] for context in contexts],
+            [context.bounded_tree for context in contexts],
+        )
+
+    def _pending_pairs(self, token_ids: list[int]) -> tuple[list[int], Tensor, int]:
+        """Pairs that the head has not run over: tokens, features, the first one's position."""
         features_NF = torch.cat(self._pending) if len(self._pending) > 1 else self._pending[0]
         start, end = self._length, self._length + features_NF.shape[0]
         assert end == len(token_ids) - 1, "every committed position but the root's has been observed"
-        state_1D = self._pass.extend(token_ids[start + 1 : end + 1], features_NF, start)
-        self._length, self._pending = end, []
-        return state_1D
+        return token_ids[start + 1 : end + 1], features_NF, start
+
+    def _caught_up(self, context: DraftContext) -> None:
+        self._length, self._pending = len(context.token_ids) - 1, []
 
 
 def make_pass(head: Eagle3Head, max_context: int, graphs: Graphs | None = None) -> HeadPass:

@@ -59,6 +59,7 @@ def use_threads() -> None:
         import numba
 
         numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))
+        torch.set_num_threads(wanted)  # starting its threads, numba sets OpenMP's number, which is torch's too
         _in_this_thread.num_threads = wanted
 
 

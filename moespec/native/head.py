@@ -1,6 +1,7 @@
 """One EAGLE-3 head pass as compiled CPU kernels: the formula of `drafters/head.py` (EAGLE-3, section 2.2 there).
 
-Knows nothing of trees or vocabularies' maps. Letters: N rows, D width, I MLP width, V draft vocabulary, A alternatives.
+Rows of several conversations go through together. Knows nothing of trees or vocabularies' maps. Letters: R
+conversations, N rows, D width, I MLP width, V draft vocabulary, A alternatives.
 """
 
 from __future__ import annotations
@@ -8,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from moespec.native.attention import attention
+from moespec.native.attention import FIRST, NUM_ROWS, attention
 from moespec.native.layers import FAST, F, exp, gated, linear, unit_rows
 
 
 @njit(**FAST)
-def states(embeds, hidden, weights, cos, sin, table, seen, options, keep):
-    """h_out [keep, D] of the last rows of (embedding of the next token, g) [N, D]; all their keys and values are kept.
+def states(embeds, hidden, weights, cos, sin, table, seen, options, kept):
+    """h_out [R, D] of the `kept` rows of (embedding of the next token, g) [N, D]; all rows' keys and values are stored.
 
     weights: (norms [3, D] of the embedding, of g and before the MLP, eps, qkv, heads [Hq + Hkv, 0] counts them, out,
     gate_up [2 I, D], down); table and `seen` as in `attention`; options (scale, whether the residual is the normalised
@@ -26,16 +27,18 @@ def states(embeds, hidden, weights, cos, sin, table, seen, options, keep):
     scale, before_residual = options
     residual = attention(joined, qkv, heads, eps, out, cos, sin, table, seen, scale)
     residual += normed if before_residual else hidden
-    residual = residual[residual.shape[0] - keep :]
+    residual = residual[kept]
     gates = linear(unit_rows(residual, norms[2], eps), gate_up)
     return residual + linear(gated(gates), down)
 
 
 @njit(**FAST)
-def extend(features, tokens, fc, weights, embeddings, cos, sin, table, options):
-    """The state [1, D] after the last of N committed pairs (features [N, F], token behind them); cos, sin [N, d]."""
-    causal = np.empty((1, 0), np.bool_)
-    return states(embeddings[tokens], linear(features, fc), weights, cos, sin, table, causal, options, 1)
+def extend(features, tokens, positions, fc, weights, embeddings, cos, sin, table, options):
+    """The states [R, D] after the last of each conversation's committed pairs, together N: (features [N, F], token
+    behind them [N]), in their own conversation's positions [N]."""
+    causal, last = np.empty((1, 0), np.bool_), table[:, FIRST] + table[:, NUM_ROWS] - 1
+    hidden = linear(features, fc)
+    return states(embeddings[tokens], hidden, weights, cos[positions], sin[positions], table, causal, options, last)
 
 
 @njit(**FAST)

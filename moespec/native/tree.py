@@ -1,6 +1,8 @@
-"""Growth of the dynamic draft tree as one compiled call: the algorithm of `tree.py` over the head of `native/head.py`.
+"""Growth of dynamic draft trees as one compiled call: the algorithm of `tree.py` over the head of `native/head.py`.
 
-Tested against those two. Letters: N frontier rows, P pool of candidates, X expanded nodes, A alternatives, T tree rows.
+The trees of several conversations grow together, so that a level reads the head's weights once for all of them. Tested
+against those two. Letters: R conversations, N rows of a level, P pool of candidates, X expanded nodes, A alternatives,
+K children per node, T tree rows.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from moespec.native.attention import NUM_ROWS, START
+from moespec.native.attention import FIRST, NUM_FREE, NUM_ROWS, START
 from moespec.native.head import best_tokens, states
 from moespec.native.layers import FAST, F, unit_rows
 from moespec.native.routing import highest
@@ -23,68 +25,109 @@ def _highest(values, count):
 
 
 @njit(**FAST)
-def grow(state, length, head, final, embeddings, vocab_map, cos, sin, table, shape, options):
-    """The pool of one growth from the root's state [1, D]; committed keys fill the first `length` places.
+def _expand(state, found, widths, frontier, level, vocab_map, pool, nodes):
+    """Take note of the rows that were run, `widths` [R] of each tree, and add the candidates below them.
 
-    head: the weights of `states`; final: (norm, lm_head); table [1, 7] says where keys and values lie;
-    shape: (depth, top_k, alternatives, least log-probability of a path);
-    options: (scale, residual is normalised, the next g is normalised).
-    Returns candidates (tokens [P], logp [P], parents [P] in the pool or -1, levels [P]) and, per expanded node, its
-    place in the pool [X] with what was seen below it, ids and log-probabilities [X, A].
+    state [N, D]; found: the likeliest tokens after each row.
     """
-    eps = head[1]
-    norm, lm_head = final
-    depth, top_k, num_best, least_logp = shape
+    tokens, logp, parents, levels, filled = pool
+    places, alt_ids, alt_logp, kept_states, _, expanded = nodes
+    ids, best = found
+    row = 0
+    for tree in range(widths.shape[0]):
+        for number in range(widths[tree]):
+            up, x = frontier[tree, number] if level > 1 else -1, expanded[tree]
+            places[tree, x], kept_states[tree, x] = up, state[row]
+            for a in range(ids.shape[1]):
+                alt_ids[tree, x, a], alt_logp[tree, x, a] = vocab_map[ids[row, a]], best[row, a]
+            for k in range(frontier.shape[1]):
+                n = filled[tree]
+                tokens[tree, n], parents[tree, n], levels[tree, n] = alt_ids[tree, x, k], up, level
+                logp[tree, n] = best[row, k] if up < 0 else logp[tree, up] + best[row, k]
+                filled[tree] += 1
+            expanded[tree] += 1
+            row += 1
+
+
+@njit(**FAST)
+def _choose(widths, frontier, ups, level, shape, pool, expanded):
+    """What to expand next: of each tree the best of the newest level, as many as are likely. Updates `widths` [R], the
+    nodes' places in the pool and their parents' numbers among the expanded [R, K]."""
+    (depths, least_logp, top_k, _), (_, logp, _, _, filled) = shape, pool
+    for tree in range(widths.shape[0]):
+        width, widths[tree] = widths[tree], 0
+        if width == 0 or level == depths[tree]:
+            continue
+        first = filled[tree] - width * top_k
+        best = _highest(logp[tree, first : filled[tree]], top_k)
+        for number in range(top_k):
+            frontier[tree, number] = first + best[number]
+            ups[tree, number] = expanded[tree] - width + best[number] // top_k
+            if logp[tree, first + best[number]] >= least_logp[tree]:  # below the others nothing could be kept
+                widths[tree] += 1
+
+
+@njit(**FAST)
+def _rows(widths, frontier, ups, level, lengths, pool, nodes, table):
+    """A level's rows, tree after tree: tokens [N], states above [N, D], positions [N], and what each sees of its tree's
+    rows [N, M]; fills in the table."""
+    _, _, _, kept_states, seen, expanded = nodes
+    num_rows, num_columns = widths.sum(), (expanded + widths).max() - 1
+    tokens, turns = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
+    hidden, mask = np.empty((num_rows, kept_states.shape[2]), np.float32), np.zeros((num_rows, num_columns), np.bool_)
+    row = 0
+    for tree in range(widths.shape[0]):
+        table[tree, FIRST], table[tree, NUM_ROWS] = row, widths[tree]
+        table[tree, START], table[tree, NUM_FREE] = lengths[tree] + expanded[tree] - 1, lengths[tree]
+        for number in range(widths[tree]):
+            x, up = expanded[tree] + number, ups[tree, number]
+            seen[tree, x] = seen[tree, up]
+            seen[tree, x, x - 1] = True
+            mask[row, :x] = seen[tree, x, :x]
+            tokens[row], hidden[row] = pool[0][tree, frontier[tree, number]], kept_states[tree, up]
+            turns[row] = lengths[tree] + level - 1
+            row += 1
+    return tokens, hidden, turns, mask
+
+
+@njit(**FAST)
+def grow(state, lengths, head, final, embeddings, vocab_map, cos, sin, table, shape, options):
+    """The pool of each of R growths from its root's state [R, D]; committed keys fill its first `lengths` [R] places.
+
+    head: the weights of `states`; final: (norm, lm_head); table [R, 7] says where keys and values lie;
+    shape: (depths [R], least log-probability of a path [R], top_k, alternatives);
+    options: (scale, residual is normalised, the next g is normalised).
+    Returns candidates (tokens [R, P], logp, parents in the pool or -1, levels, how many [R]), and of the expanded nodes
+    the place in the pool [R, X], what was seen below, ids and log-probabilities [R, X, A], and how many [R].
+    """
+    (norm, lm_head), eps = final, head[1]
+    depths, _, top_k, num_best = shape
     scale, before_residual, norm_output = options
-    size, num_expanded = top_k + (depth - 1) * top_k * top_k, 1 + (depth - 1) * top_k
-    tokens, parents, levels = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.int64)
-    logp = np.empty(size, np.float32)
-    places = np.full(num_expanded, -1)
-    alt_ids, alt_logp = np.empty((num_expanded, num_best), np.int64), np.empty((num_expanded, num_best), np.float32)
-    seen = np.zeros((num_expanded, num_expanded), np.bool_)  # rows and columns: expanded nodes but the root
-    ids, best = best_tokens(state, norm, eps, lm_head, num_best)
-    alt_ids[0], alt_logp[0] = vocab_map[ids[0]], best[0]
-    frontier = np.arange(top_k)
-    tokens[:top_k], logp[:top_k], parents[:top_k], levels[:top_k] = vocab_map[ids[0, :top_k]], best[0, :top_k], -1, 1
-    filled, rows_before, rows_above = top_k, 0, 0
-    above, row_of = state, np.zeros(top_k, np.int64)  # states of the level above, and each frontier node's row in it
-    for level in range(1, depth):
-        likely = frontier[logp[frontier] >= least_logp]  # below the others nothing could be kept
-        width = likely.shape[0]
-        if width == 0:
-            break
-        hidden = unit_rows(above, norm, eps) if norm_output else above
-        for i in range(width):
-            row = rows_before + i
-            if level > 1:
-                seen[row] = seen[rows_before - rows_above + row_of[i]]
-            seen[row, row] = True
-        turns = np.full(width, length + level - 1)
-        table[0, NUM_ROWS], table[0, START] = width, length + rows_before
-        above = states(
-            embeddings[tokens[likely]], hidden[row_of[:width]], head, cos[turns], sin[turns], table,
-            np.ascontiguousarray(seen[rows_before : rows_before + width, : rows_before + width]),
-            (scale, before_residual), width,
-        )  # fmt: skip
-        ids, best = best_tokens(above, norm, eps, lm_head, num_best)
-        first = filled
-        for i in range(width):
-            places[1 + rows_before + i] = likely[i]
-            for a in range(num_best):
-                alt_ids[1 + rows_before + i, a] = vocab_map[ids[i, a]]
-                alt_logp[1 + rows_before + i, a] = best[i, a]
-            for k in range(top_k):
-                tokens[filled], logp[filled] = vocab_map[ids[i, k]], logp[likely[i]] + best[i, k]
-                parents[filled], levels[filled] = likely[i], level + 1
-                filled += 1
-        rows_before, rows_above = rows_before + width, width
-        best_of_level = _highest(logp[first:filled], top_k)
-        frontier, row_of = first + best_of_level, best_of_level // top_k
-    expanded = 1 + rows_before
-    return (
-        *(tokens[:filled], logp[:filled], parents[:filled], levels[:filled]),
-        *(places[:expanded], alt_ids[:expanded], alt_logp[:expanded]),
-    )
+    num_trees, most = state.shape[0], 1 + (depths.max() - 1) * top_k  # expanded nodes, the root the first
+    integers = np.empty((3, num_trees, most * top_k), np.int64)
+    logp, filled = np.empty((num_trees, most * top_k), np.float32), np.zeros(num_trees, np.int64)
+    pool = integers[0], logp, integers[1], integers[2], filled
+    places, alt_ids = np.empty((num_trees, most), np.int64), np.empty((num_trees, most, num_best), np.int64)
+    alt_logp = np.empty((num_trees, most, num_best), np.float32)
+    kept_states = np.empty((num_trees, most, state.shape[1]), np.float32)
+    seen = np.zeros((num_trees, most, most), np.bool_)  # columns: nodes that have a row in the tree, all but the root
+    expanded = np.zeros(num_trees, np.int64)
+    nodes = places, alt_ids, alt_logp, kept_states, seen, expanded
+    frontier, ups = np.empty((num_trees, top_k), np.int64), np.empty((num_trees, top_k), np.int64)
+    widths, level = np.ones(num_trees, np.int64), 1
+    while True:
+        found = best_tokens(state, norm, eps, lm_head, num_best)
+        _expand(state, found, widths, frontier, level, vocab_map, pool, nodes)
+        _choose(widths, frontier, ups, level, shape, pool, expanded)
+        if widths.sum() == 0:
+            return *pool, places, alt_ids, alt_logp, expanded
+        tokens, hidden, turns, mask = _rows(widths, frontier, ups, level, lengths, pool, nodes, table)
+        hidden = unit_rows(hidden, norm, eps) if norm_output else hidden
+        state = states(
+            *(embeddings[tokens], hidden, head, cos[turns], sin[turns], table, mask),
+            *((scale, before_residual), np.arange(tokens.shape[0])),
+        )
+        level += 1
 
 
 @njit(**FAST)

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from moespec.bench.agreement import root_logits
+from moespec.bench.agreement import divergence, root_logits
 from moespec.bench.arms import Arm
+from moespec.bench.governed import Governors
 from moespec.config import GenerationConfig
 from moespec.engine import Engine
+from moespec.governors import Governor
 from moespec.quality.items import Item
 from moespec.quality.scorers import score
 
@@ -101,19 +101,22 @@ def answers(
     is_done: Callable[[tuple], bool],
 ) -> Iterator[dict]:
     """One record per arm, setting and item that is not done yet."""
+    governors = Governors(engine)
     for number, item in enumerate(items):
         shift = number % len(arms)
         for setting in settings:
             for arm in (*arms[shift:], *arms[:shift]):
                 if not is_done(answer_key(arm, setting, item)):
-                    yield _answer(engine, arm, setting, item, max_new_tokens)
+                    yield _answer(engine, arm, governors.of(arm), setting, item, max_new_tokens)
 
 
-def _answer(engine: Engine, arm: Arm, setting: Setting, item: Item, max_new_tokens: int) -> dict:
+def _answer(
+    engine: Engine, arm: Arm, governor: Governor | None, setting: Setting, item: Item, max_new_tokens: int
+) -> dict:
     generation = setting.generation(item, max_new_tokens)
     assert arm.budget is not None
     engine.forget()
-    steps = engine.generate(list(item.messages), generation, arm.budget, arm.tree)
+    steps = engine.generate(list(item.messages), generation, arm.budget, arm.tree, governor=governor)
     first = next(steps)  # the prompt's own forward is in no figure
     began = time.perf_counter()
     *_, last = first, *steps
@@ -154,14 +157,13 @@ def readings(
         sums = {arm.key: {"nats": 0.0, "kl": 0.0, "num_agreed": 0} for arm in missing}
         num_tokens = 0
         for position in root_logits(engine, missing, text.token_ids, first_root=1) if missing else ():
-            natural_V = position.natural_V.double().log_softmax(dim=-1)
             num_tokens += 1
             for arm, logits_V in zip(missing, position.by_arm, strict=True):
                 logp_V = logits_V.double().log_softmax(dim=-1)
                 entry = sums[arm.key]
                 entry["nats"] -= float(logp_V[text.token_ids[position.root + 1]])
-                entry["kl"] += float(torch.nn.functional.kl_div(logp_V, natural_V, reduction="sum", log_target=True))
-                entry["num_agreed"] += int(logp_V.argmax() == natural_V.argmax())
+                entry["kl"] += divergence(position.natural_V, logits_V)
+                entry["num_agreed"] += int(logits_V.argmax() == position.natural_V.argmax())
         for arm in missing:
             yield {"kind": "text", "arm": arm.key, "group": text.group, "text": text.name, "num_tokens": num_tokens} | {
                 name: round(value, 6) for name, value in sums[arm.key].items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,27 +23,42 @@ def random_scores(family, logits_TE: torch.Tensor | None = None, seed: int = 0) 
     return RouterScores(logits_TE, probs_TE, ids_TK, family.weights(logits_TE, probs_TE, ids_TK, None), family)
 
 
-def context() -> TreeContext:
-    depths_T = torch.tensor([0, 1, 1, 2, 2, 2, 3, 3, 4])
-    return TreeContext(depths_T, -0.7 * depths_T.float() - 0.01 * torch.arange(NUM_ROWS), layer=0)
+ONE = [0, 1, 1, 2, 2, 2, 3, 3, 4]  # depths of the rows
+THREE = [0, 1, 1, 2, 0, 0, 1, 2, 2]  # of three requests' trees
+
+
+def context(depths: list[int] = ONE) -> TreeContext:
+    depths_T = torch.tensor(depths)
+    requests_T = None if depths == ONE else (depths_T == 0).cumsum(0) - 1
+    return TreeContext(depths_T, -0.7 * depths_T.float() - 0.01 * torch.arange(NUM_ROWS), 0, requests_T)
 
 
 def torch_plan(config: BudgetConfig, scores: RouterScores, where: TreeContext) -> ExpertPlan:
     return MoESpec(config).plan(scores, where)
 
 
+def trees_of(where: TreeContext) -> list[DraftTree]:
+    """One for every root."""
+    starts = (where.depths_T == 0).nonzero()[:, 0].tolist()
+    sizes = [end - start for start, end in zip(starts, [*starts[1:], NUM_ROWS], strict=True)]
+    parts = zip(where.depths_T.split(sizes), where.draft_logp_T.split(sizes), sizes, strict=True)
+    rows = [(torch.arange(size), depths_T, logp_T) for depths_T, logp_T, size in parts]
+    return [DraftTree(T, T - 1, depths_T, logp_T, torch.eye(len(T), dtype=torch.bool)) for T, depths_T, logp_T in rows]
+
+
 def compiled_plan(config: BudgetConfig, scores: RouterScores, where: TreeContext) -> ExpertPlan:
-    """As a step hands a budget to the compiled decoder."""
-    rows_T = torch.arange(NUM_ROWS)
-    tree = DraftTree(rows_T, rows_T - 1, where.depths_T, where.draft_logp_T, torch.eye(NUM_ROWS, dtype=torch.bool))
-    budget = StepRecorder([], [tree], MoESpec(config)).compiled_budget()
+    """As a step hands a budget to the compiled decoder, for all requests together."""
+    trees = trees_of(where)
+    budget = StepRecorder([], trees, MoESpec(config), is_shared=True).compiled_budget()
+    bounds = np.cumsum([0, *(tree.num_rows for tree in trees)])
     routed = scores.logits_TE, scores.probs_TE, scores.natural_ids_TK, scores.natural_weights_TK, budget.row_weights_T
-    roots = (where.depths_T == 0).nonzero()[:, 0].numpy()
     settings = budget.natural, budget.protect_root, budget.size, budget.coverage, budget.truncates
-    kind = FAMILIES.index(scores.family)
-    found = load_kernels().routing.plan(*(part.numpy() for part in routed), roots, *settings, kind)
-    ids_TK, weights_TK, kept_E, score_E = (torch.from_numpy(part) for part in found)
-    return ExpertPlan(ids_TK=ids_TK, weights_TK=weights_TK, kept_E=kept_E, score_E=score_E)
+    arrays, kind, kernels = [part.numpy() for part in routed], FAMILIES.index(scores.family), load_kernels().routing
+    found = kernels.plan_requests(*arrays, bounds, budget.is_shared, settings, kind)
+    ids_TK, weights_TK, kept_RE = (torch.from_numpy(part) for part in found)
+    assert len(kept_RE) == len(trees) and (kept_RE == kept_RE[0]).all()
+    *_, score = kernels.plan(*arrays, bounds[:-1], *settings, kind)
+    return ExpertPlan(ids_TK=ids_TK, weights_TK=weights_TK, kept_E=kept_RE[0], score_E=torch.from_numpy(score))
 
 
 each_plan = pytest.mark.parametrize("plan_of", [torch_plan, compiled_plan], ids=["torch", "compiled"])
@@ -65,11 +81,12 @@ def brute_force_score(scores: RouterScores, where: TreeContext, config: BudgetCo
 
 def brute_force_shortlist(scores: RouterScores, where: TreeContext, config: BudgetConfig) -> set[int]:
     score = brute_force_score(scores, where, config)
-    root = set(scores.natural_ids_TK[0].tolist()) if config.protect_root else set()
+    roots = (where.depths_T == 0).nonzero()[:, 0] if config.protect_root else []
+    root = {expert for row in roots for expert in scores.natural_ids_TK[row].tolist()}
     order = sorted(range(NUM_EXPERTS), key=lambda expert: (-score[expert], expert))
     if config.budget is not None:
-        others = [expert for expert in order if expert not in root]
-        return root | set(others[: config.budget - len(root)])
+        order.sort(key=lambda expert: expert not in root)
+        return set(order[: config.budget])
     size = TOP_K
     while sum(score[expert] for expert in order[:size]) < config.coverage * sum(score):
         size += 1
@@ -93,7 +110,7 @@ SETTINGS = [
     {"budget": 6},
     {"budget": 11, "score": "natural"},
     {"budget": NUM_EXPERTS},  # every expert is kept, so nothing may change
-    {"budget": TOP_K, "protect_root": True},  # the root's experts fill the whole budget
+    {"budget": TOP_K, "protect_root": True},  # the root's experts fill the whole budget, those of several more than it
     {"budget": 7, "protect_root": True, "row_weight": "path"},
     {"budget": 6, "row_weight": "depth", "depth_decay": 0.3, "score": "natural"},
     {"coverage": 0.05},  # held by fewer than top-k experts: top-k are kept all the same
@@ -106,11 +123,12 @@ SETTINGS = [
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @pytest.mark.parametrize("policy", ["substitution", "truncation"])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("depths", [ONE, THREE], ids=["one request", "three requests"])
 @each_plan
-def test_plan_equals_brute_force(family, policy, settings, plan_of):
+def test_plan_equals_brute_force(family, policy, settings, depths, plan_of):
     scores, config = random_scores(family), BudgetConfig(policy=policy, **settings)
-    plan = plan_of(config, scores, context())
-    shortlist = brute_force_shortlist(scores, context(), config)
+    plan = plan_of(config, scores, context(depths))
+    shortlist = brute_force_shortlist(scores, context(depths), config)
     assert set(plan.kept_E.nonzero()[:, 0].tolist()) == shortlist
     for row in range(NUM_ROWS):
         logits = scores.logits_TE[row].tolist()

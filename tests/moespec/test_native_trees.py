@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from moespec import DraftContext, DraftTree, TreeConfig
+from moespec.drafters.base import propose_together
 from moespec.drafters.compiled_pass import CompiledPass
 from moespec.drafters.eagle3 import Eagle3Drafter, make_pass
+from moespec.drafters.ngram import NgramDrafter
 from moespec.drafters.static_pass import StaticPass
 from moespec.drafters.torch_pass import TorchPass
 from moespec.graph import Graphs
@@ -221,3 +223,49 @@ def test_equally_likely_tokens_come_by_number():
     ids, logp = KERNELS.head.best_of(np.array([[0, 1, 1, 0, 1, 0]], np.float32), 5)
     assert ids.tolist() == [[1, 2, 4, 0, 3]]
     assert logp[0, 0] == logp[0, 2] > logp[0, 3] == logp[0, 4]
+
+
+@pytest.mark.parametrize("options", HEADS, ids=str)
+def test_trees_grown_together_are_those_grown_alone(options):
+    """Conversations of other lengths, whose trees end elsewhere; again behind what became of them."""
+    head, lengths, max_context = head_of(options), [9, 1, 30], 64
+    configs = [TreeConfig(20, 5, 3, 0), TreeConfig(6, 2, 3, 0), TreeConfig(16, 8, 3, 0.03)]
+    first, alone = (Eagle3Drafter(head, max_context, CompiledPass(head, max_context)) for _ in range(2))
+    together, separate = [first, first.fork(), first.fork()], [alone, alone.fork(), alone.fork()]
+    texts = [torch.randint(VOCAB, (length + 8,)).tolist() for length in lengths]
+    for round_number in range(2):
+        features = [torch.randn(7 * round_number or length, 48) for length in lengths]
+        for drafters in (together, separate):
+            for drafter, features_NF in zip(drafters, features, strict=True):
+                drafter.observe(features_NF)
+        ends = [length + 7 * round_number + 1 for length in lengths]
+        contexts = [DraftContext(text[:end], config) for text, end, config in zip(texts, ends, configs, strict=True)]
+        trees = propose_together(list(zip(together, contexts, strict=True)))
+        assert [tree.num_rows for tree in trees] != [trees[0].num_rows] * 3
+        for tree, drafter, context in zip(trees, separate, contexts, strict=True):
+            assert_same_tree(tree, drafter.propose(context))
+
+
+@both_kinds
+def test_a_fork_keeps_a_conversation_of_its_own(kind):
+    head, features_NF = head_of({}), torch.randn(12, 48)
+    text, other = torch.randint(VOCAB, (2, 13)).tolist()
+    drafter = Eagle3Drafter(head, 64, kind(head, 64))
+    expected = Eagle3Drafter(head, 64, kind(head, 64))
+    fork = drafter.fork()
+    for each in (drafter, expected):
+        each.observe(features_NF)
+    before = expected.propose(DraftContext(text, TreeConfig()))
+    fork.observe(features_NF.flip(0))
+    fork.propose(DraftContext(other, TreeConfig()))
+    assert_same_tree(without_padding(drafter.propose(DraftContext(text, TreeConfig()))), without_padding(before))
+    assert len(fork.head.fc.weight) and fork.head is drafter.head
+
+
+def test_what_cannot_be_drafted_together_is_left_to_each():
+    head = head_of({})
+    torch_pass, compiled = (Eagle3Drafter(head, 64, kind(head, 64)) for kind in (TorchPass, CompiledPass))
+    small, large = (DraftContext([1, 2], TreeConfig(top_k=top_k)) for top_k in (2, 3))
+    assert propose_together([(torch_pass, small), (torch_pass.fork(), small)]) is None
+    assert propose_together([(compiled, small), (compiled.fork(), large)]) is None
+    assert propose_together([(NgramDrafter(), small), (NgramDrafter(), small)]) is None

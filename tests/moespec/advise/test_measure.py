@@ -6,14 +6,17 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
-from moespec import Engine, profile
-from moespec.advise import measure
-from moespec.advise.measure import MeasuredCosts, accepted_share, leave_out, measure_acceptance, measure_advice
+from moespec import Engine, GenerationConfig, profile
+from moespec.advise import measure, probes
+from moespec.advise.measure import MeasuredCosts, leave_out, measure_advice
+from moespec.advise.probes import kept_by_budget, measure_acceptance
 from moespec.advise.trees import LARGE
 from moespec.cli import main
 from moespec.profile import DEPTH, built_in_prompts
 from moespec.shapes import shape_of
+from moespec.tree import chain
 from tests.conftest import VOCAB, tiny_model
 from tests.drafters import PlantingDrafter
 from tests.moespec.test_cost_table import BUDGETS, NUM_EXPERTS, ROWS, point, table, twisted, union
@@ -42,17 +45,6 @@ def test_left_out_pairs_are_predicted_by_the_others():
     assert again[0].error == pytest.approx((1 + left_out[0].error) / 9 - 1)
 
 
-def test_accepted_tokens_fall_with_the_mass_by_a_share():
-    costs = table(twisted)
-    for share in (0.0, 0.3, 1.0):
-        steps = [replace(step, num_accepted=2.0 * (1 - share * (1 - step.mass_kept))) for step in costs.steps]
-        assert accepted_share(replace(costs, steps=tuple(steps))) == pytest.approx(share)
-    more = [replace(step, num_accepted=2.0 + (step.budget is not None)) for step in costs.steps]
-    assert accepted_share(replace(costs, steps=tuple(more))) == 0
-    whole = [step for step in costs.steps if step.budget is None]
-    assert accepted_share(replace(costs, steps=tuple(whole))) == 0
-
-
 def test_bounds_of_costs_leave_the_plain_step_alone():
     costs, slower = MeasuredCosts(table(twisted)), MeasuredCosts(table(twisted), 1.5)
     assert slower.plain_ms == costs.plain_ms == slower.predict_ms(1, None)
@@ -65,10 +57,21 @@ def test_bounds_of_costs_leave_the_plain_step_alone():
 @pytest.fixture
 def engine(monkeypatch):
     monkeypatch.setattr(profile, "ROWS", (2, 5))
-    for module in (profile, measure):
+    for module in (profile, probes):
         monkeypatch.setattr(module, "NUM_TOKENS", 24)
     reference = list(range(VOCAB)) * 3
-    return Engine.from_model(tiny_model("olmoe"), drafter=PlantingDrafter(reference, VOCAB), backend="reference")
+    return Engine.from_model(
+        tiny_model("olmoe", seed=1), drafter=PlantingDrafter(reference, VOCAB), backend="reference"
+    )
+
+
+class Knowing(PlantingDrafter):
+    """Proposes the next four tokens of the text."""
+
+    def propose(self, context):
+        length = len(context.token_ids)
+        following = self._reference[length : length + 4]
+        return chain(context.token_ids[-1], following, [-0.1] * len(following), torch.device("cpu"))
 
 
 def test_acceptance_is_measured_on_large_trees_without_a_budget(engine):
@@ -81,6 +84,27 @@ def test_acceptance_is_measured_on_large_trees_without_a_budget(engine):
     assert acceptance.low <= 1 <= acceptance.high and "2 prompts" in acceptance.source
     whole = next(candidate for candidate in acceptance.candidates if candidate.tree == LARGE)
     assert 0 <= whole.num_accepted < 5 and 2 <= whole.num_rows <= 13
+
+
+def test_budgets_are_compared_where_the_text_is_lossless(engine):
+    """A budget of all experts accepts what none does; the places are those of the unbudgeted text, last first."""
+    prompt = [3, 1, 4, 1, 5]
+    *_, last = engine.generate(prompt, GenerationConfig(max_new_tokens=24))
+    text = prompt + last.summary.token_ids
+    knowing = Engine.from_model(tiny_model("olmoe", seed=1), drafter=Knowing(text, VOCAB), backend="reference")
+    asked, generate = [], knowing.generate
+
+    def noting(prompt, generation, *settings):
+        asked.append((tuple(prompt), settings[0].budget if settings else "the text"))
+        return generate(prompt, generation, *settings)
+
+    knowing.generate = noting
+    kept = kept_by_budget(knowing, [prompt], [3, 12])
+    assert kept[None] == kept[12] == 1 and 0 <= kept[3] < 1  # the drafter knows the text, the budget breaks it
+    places = [place for place, budget in asked if budget is None]
+    assert [place for place, budget in asked if budget == 3] == places
+    assert len(places) >= 2 and sorted(set(places), key=len, reverse=True) == places
+    assert all(list(place) == text[: len(place)] for place in places)
 
 
 def test_a_tiny_pair_is_measured(engine, monkeypatch):

@@ -1,0 +1,158 @@
+"""`python -m moespec bench methods`: every method on the same prompts; a table, or the record as the last line.
+
+Owns the order of things and the comparison of governors with fixed settings, class of prompts by class. How arms are
+measured is `measure.py`'s, which arms there are `methods.py`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moespec.bench.arms import LARGE, Arm
+from moespec.bench.cli import PROMPTS
+from moespec.bench.contestants import Contestants
+from moespec.bench.machine import checked_out_commit
+from moespec.bench.measure import ArmMeasurements, BenchPrompt, measure, read_prompts
+from moespec.bench.methods import baseline_arms, governed_arms, matched_arms, swept_arms
+from moespec.bench.report import arm_record, paired_ratio
+from moespec.engine import Engine
+from moespec.policies.profiles import profiles_folder
+from moespec.quality.items import own_items
+from moespec.quality.trials import Setting, answers
+
+MAX_ANSWER_TOKENS = 160
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--experts", type=float, default=12.0, metavar="N", help="experts per layer to match")
+    parser.add_argument("--floors", type=float, nargs="+", default=[0.7, 0.85], metavar="P", help="utility's floors")
+    parser.add_argument("--limit", type=int, metavar="N", help="use N of the prompts, spread over all sources")
+    parser.add_argument("--follow", type=int, default=16, metavar="N", help="measure agreement on N of them")
+    parser.add_argument("--questions", type=int, default=10, metavar="N", help="of each family, for exact match")
+    parser.add_argument("--prompts", type=Path, default=PROMPTS)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--json", action="store_true", help="the record as the last line, instead of tables")
+
+
+def bench_methods(engine: Engine, target: str | Path, args: argparse.Namespace) -> int:
+    """Measure and print."""
+    for name, least in (("follow", 1), ("questions", 0), ("max_new_tokens", 2)):
+        if getattr(args, name) < least:
+            raise ValueError(f"{name.replace('_', '-')}={getattr(args, name)} is not allowed: use {least} or more.")
+    low, high = engine.target.top_k, engine.target.num_experts
+    if not low <= args.experts <= high:
+        raise ValueError(f"experts={args.experts:g} is outside {low} to {high}, this model's top-k and experts.")
+    prompts = read_prompts(args.prompts, engine, args.limit)
+    profiles = profiles_folder(args.target, args.profiles)
+    some = [prompt.token_ids for prompt in prompts[:: max(1, len(prompts) // 6)]]
+    matched = list(matched_arms(engine, args.experts, some, profiles, _progress))
+    governed = governed_arms(args.floors)
+    arms = list({arm.key: arm for arm in (*baseline_arms(), *swept_arms(), *matched, *governed)}.values())
+    contestants = Contestants(engine, target, args.max_new_tokens)
+    measured = measure(contestants, arms, prompts, args.follow, _progress)
+    scores = _exact_match(engine, arms, args.questions)
+    document: dict[str, Any] = {
+        "device": engine.card(),
+        "commit": checked_out_commit(),
+        "model": {"name": engine.name, "drafter": engine.info.drafter_name},
+        "prompts": {
+            "file": args.prompts.name,
+            "sha256": hashlib.sha256(args.prompts.read_bytes()).hexdigest(),
+            "num_prompts": len(prompts),
+            "num_followed": min(args.follow, len(prompts)),
+            "num_questions": len(own_items(args.questions, seed=0)) if args.questions else 0,
+            "max_new_tokens": args.max_new_tokens,
+        },
+        "matched": {"experts_per_layer": args.experts, "tree": LARGE.numbers, "arms": [arm.key for arm in matched]},
+        "arms": [_record(entry, scores) for entry in measured],
+        "governors": _governor_ratios(measured, prompts),
+    }
+    print(json.dumps(document) if args.json else f"{_table(document)}\n\n{_governor_table(document['governors'])}")
+    return 0
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _exact_match(engine: Engine, arms: Sequence[Arm], per_family: int) -> dict[str, list[float]]:
+    """Scores by arm: of plain decoding, which stands for all lossless arms, and of the lossy ones."""
+    asked = [arm for arm in arms if arm.is_lossy or arm.name == "plain"]
+    items = own_items(per_family, seed=0) if per_family else []
+    scores: dict[str, list[float]] = {}
+    for record in answers(engine, asked, [Setting(0.0, 0)], items, MAX_ANSWER_TOKENS, lambda key: False):
+        if record["score"] is not None:
+            scores.setdefault(record["arm"], []).append(record["score"])
+    return scores
+
+
+def _record(measured: ArmMeasurements, scores: dict[str, list[float]]) -> dict[str, Any]:
+    found = scores.get(measured.arm.key if measured.arm.is_lossy else "plain")
+    return arm_record(measured) | {
+        "key": measured.arm.key,
+        "lossless": not measured.arm.is_lossy,
+        "acceptance_length": round(statistics.fmean(s.tokens_per_step for s in measured.summaries) - 1, 3),
+        "exact_match": round(statistics.fmean(found), 4) if found else None,
+    }
+
+
+def _governor_ratios(all_measured: Sequence[ArmMeasurements], prompts: Sequence[BenchPrompt]) -> list[dict[str, Any]]:
+    """Per governor and class of prompts: against the fastest fixed setting that it might have chosen, found on these
+    very prompts, and against plain decoding. Paired by prompt, with 95 % intervals."""
+    places: dict[str, list[int]] = {"all": list(range(len(prompts)))}
+    for place, prompt in enumerate(prompts):
+        places.setdefault(prompt.name.rsplit("-", 1)[0], []).append(place)
+    plain = next(entry for entry in all_measured if entry.arm.name == "plain")
+    found = []
+    for entry in (entry for entry in all_measured if entry.arm.governor != "fixed"):
+        allowed = [rival for rival in all_measured if rival.arm.governor == "fixed" and _might_choose(entry.arm, rival)]
+        for name, chosen in places.items():
+            speeds = {m.arm.key: [m.tokens_per_s[n] for n in chosen] for m in (*allowed, entry, plain)}
+            best = max(allowed, key=lambda rival: statistics.median(speeds[rival.arm.key]))
+            found.append(
+                {"governor": entry.arm.name, "class": name, "num_prompts": len(chosen), "best_fixed": best.arm.key}
+                | {"to_best_fixed": paired_ratio(speeds[entry.arm.key], speeds[best.arm.key])}
+                | {"to_plain": paired_ratio(speeds[entry.arm.key], speeds[plain.arm.key])}
+            )
+    return found
+
+
+def _might_choose(governed: Arm, rival: ArmMeasurements) -> bool:
+    """Lossless settings; MoE-Spec's, too, that keep the floor."""
+    if not rival.arm.is_lossy:
+        return True
+    is_moe_spec = rival.arm.budget is not None and isinstance(rival.arm.budget.policy, str)
+    floor = float(governed.governor.partition("=")[2] or 1)
+    return governed.has_floor and is_moe_spec and statistics.fmean(s.mass_kept for s in rival.summaries) >= floor
+
+
+def _table(document: dict[str, Any]) -> str:
+    """All arms as Markdown."""
+    columns = "| arm | tokens/s | accepted | experts | mass | KL | same next token | exact match |"
+    lines = [columns, "|---|---|---|---|---|---|---|---|"]
+    for row in document["arms"]:
+        agreement = row["agreement_top1"] if row["agreement_top1"] is not None else row["agreement_top1_own_kv"]
+        cells = (row["experts_active"], row["mass_kept"], row["kl"], agreement, row["exact_match"])
+        shown = " | ".join("–" if cell is None else f"{cell:.4g}" for cell in cells)
+        lines.append(
+            f"| {row['key']} | {row['tokens_per_s']['median']:.0f} | {row['acceptance_length']:.2f} | {shown} |"
+        )
+    return "\n".join(lines)
+
+
+def _governor_table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = ["| governor | prompts | best fixed setting | against it | against plain |", "|---|---|---|---|---|"]
+    for row in rows:
+        pairs = (
+            "{:.2f} ({:.2f}–{:.2f})".format(row[name]["median"], *row[name]["interval_95"])
+            for name in ("to_best_fixed", "to_plain")
+        )
+        lines.append(f"| {row['governor']} | {row['class']} | {row['best_fixed']} | {' | '.join(pairs)} |")
+    return "\n".join(lines)
