@@ -43,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def bench_methods(engine: Engine, target: str | Path, args: argparse.Namespace) -> int:
     """Measure and print."""
+    if engine.drafter is None:
+        raise ValueError("bench methods compares ways to verify drafts: give it a drafter.")
     for name, least in (("follow", 1), ("questions", 0), ("max_new_tokens", 2)):
         if getattr(args, name) < least:
             raise ValueError(f"{name.replace('_', '-')}={getattr(args, name)} is not allowed: use {least} or more.")
