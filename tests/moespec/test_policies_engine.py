@@ -10,9 +10,10 @@ import torch
 
 from moespec import EMBEDDED_TARGET, BudgetConfig, Engine, GenerationConfig, TreeConfig
 from moespec.bench.agreement import agreement_by_position, replay
-from moespec.bench.arms import parse_arms
+from moespec.bench.arms import Arm, parse_arms
 from moespec.experts import CpuExperts, _ExpertWeights, can_compile, reference_experts
 from moespec.kv_cache import TreeCache
+from moespec.policies.method import natural_plan
 from moespec.policies.oracle import Oracle
 from moespec.policies.parsing import parse_policy
 from moespec.policies.profiles import EMBEDDED_PROFILES
@@ -176,6 +177,30 @@ def test_the_oracle_is_told_the_unbudgeted_path_and_its_rows_are_written_again(f
     assert torch.equal(found.counts.active_LE, expected.counts.active_LE) and found.counts.changed
     assert all(torch.equal(*pair) for pair in zip(keys, expected_keys, strict=True))
     torch.testing.assert_close(keys, natural_keys)  # of the path's own rows no expert was taken
+
+
+class Onlooker:
+    """Is told the path, and changes nothing: what it costs is what was left of the first run."""
+
+    def plan(self, scores, context):
+        return natural_plan(scores)
+
+    def informed(self, accepted_rows):
+        return self
+
+
+def test_agreement_is_measured_behind_the_rows_written_again(engine):
+    prompt_ids = engine.encode(PROMPTS[1])
+    arm = Arm("onlooker", LARGE, BudgetConfig(policy=Onlooker()))
+    (found,) = agreement_by_position(engine, [arm], prompt_ids[:4], prompt_ids[4:])
+    assert max(found.kl) < 1e-6
+
+
+def test_a_random_set_is_drawn_anew_at_every_step(engine):
+    budget = parse_policy("random:b=12")
+    steps = engine.generate(PROMPTS[0], GenerationConfig(24, ignore_eos=True), budget, LARGE)
+    drawn = [tuple(step.layers[0].kept) for step in steps if step.kind == "tree"]
+    assert len(drawn) > 3 and len(set(drawn)) == len(drawn)
 
 
 def test_quality_and_benchmarks_take_any_policy(engine):
