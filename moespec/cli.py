@@ -139,26 +139,28 @@ def _add_inspect_experts(inspect: argparse.ArgumentParser) -> None:
 
 
 def _add_advise(parser: argparse.ArgumentParser) -> None:
-    from moespec.advise.cli import EPILOG, add_arguments, print_advice
+    from moespec.advise.cli import EPILOG, add_arguments
 
     parser.epilog = EPILOG
     _add_model_arguments(parser)
     add_arguments(parser)
-    parser.set_defaults(handler=lambda args: print_advice(args, _load))
+    parser.set_defaults(handler=_advise)
+
+
+def _advise(args: argparse.Namespace) -> int:
+    from moespec.advise.cli import print_advice
+
+    _use_threads(args)  # this machine is measured with them
+    return print_advice(args, _load)
 
 
 def _load(args: argparse.Namespace) -> Engine:
-    import torch
     from transformers.utils import logging
 
     from moespec import EMBEDDED_TARGET, Engine
 
     logging.disable_progress_bar()  # stderr is for errors alone
-
-    if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"threads={args.threads} is not allowed: use 1 or more.")
-        torch.set_num_threads(args.threads)
+    _use_threads(args)
     return Engine.from_pretrained(
         args.target or EMBEDDED_TARGET,
         args.drafter,
@@ -168,6 +170,15 @@ def _load(args: argparse.Namespace) -> Engine:
         revision=args.revision,
         tap_layers=None if args.taps is None else _layers(args.taps),
     )
+
+
+def _use_threads(args: argparse.Namespace) -> None:
+    import torch
+
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"threads={args.threads} is not allowed: use 1 or more.")
+        torch.set_num_threads(args.threads)
 
 
 def _layers(text: str) -> tuple[int, ...]:
