@@ -16,8 +16,9 @@ from moespec.engine import Engine
 from moespec.policies.profiles import MEASURES, Profile, write_profile
 from moespec.quality.inspect_cli import table
 from moespec.quality.specialisation import check_drafter
-from moespec.quality.trials import read_texts
+from moespec.quality.trials import check_lengths, read_texts
 
+MIN_TOKENS = 3  # of a text: one before a tree's root, for the drafter, and one behind it
 # By default, in minutes on two CPU cores with the embedded model. Time is linear in them, of CKA quadratic.
 NUM_TOKENS = {"similarity": 4096, "sensitivity": 512, "acceptance": 4096}
 
@@ -25,7 +26,12 @@ NUM_TOKENS = {"similarity": 4096, "sensitivity": 512, "acceptance": 4096}
 def add_calibration(parser: argparse.ArgumentParser, kind: str, load: Callable[[argparse.Namespace], Engine]) -> None:
     """Arguments and handler of `inspect KIND`."""
     inspect = {"similarity": inspect_similarity, "sensitivity": inspect_sensitivity, "acceptance": inspect_acceptance}
-    parser.set_defaults(handler=lambda args: inspect[kind](load(args), args))
+
+    def handler(args: argparse.Namespace) -> int:
+        _check(args, kind)
+        return inspect[kind](load(args), args)
+
+    parser.set_defaults(handler=handler)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=f"DIR/{kind}.safetensors")
     parser.add_argument("--texts", type=Path, metavar="FILE", help="read these; default: what the model writes")
     parser.add_argument("--tokens", type=int, default=NUM_TOKENS[kind], metavar="N", help="of text, at most")
@@ -59,7 +65,7 @@ def inspect_sensitivity(engine: Engine, args: argparse.Namespace) -> int:
     texts, notes = _texts(engine, args)
     model = engine.routed_model
     budgets = sensitivity.budgets_to_try(model.top_k, model.num_experts)
-    kl_LG = sensitivity.sensitivity(engine, [text for text in texts if len(text) > 2], budgets, _progress)
+    kl_LG = sensitivity.sensitivity(engine, texts, budgets, _progress)
     tensors = {"budgets": torch.tensor(budgets).float(), "kl": kl_LG.float()}
     write_profile(args.out, Profile("sensitivity", model, tensors), notes | {"tree": sensitivity.TREE.numbers})
     rows = [[str(layer), *(f"{1e3 * kl:.2f}" for kl in kl_G)] for layer, kl_G in zip(model.layers, kl_LG, strict=True)]
@@ -87,20 +93,26 @@ def inspect_acceptance(engine: Engine, args: argparse.Namespace) -> int:
     return 0
 
 
+def _check(args: argparse.Namespace, kind: str) -> None:
+    """What would stop the command at its end stops it now."""
+    if args.tokens < MIN_TOKENS:
+        raise ValueError(f"tokens={args.tokens} is not allowed: use {MIN_TOKENS} or more.")
+    if args.out.name != f"{kind}.safetensors" or not args.out.absolute().parent.is_dir():
+        raise ValueError(f"--out {args.out} is no {kind}.safetensors in a folder that is there: it would not be found.")
+
+
 def _texts(engine: Engine, args: argparse.Namespace) -> tuple[list[list[int]], dict[str, Any]]:
     """The texts to read, cut at the number of tokens, and what the file says of them."""
-    if args.tokens < 1:
-        raise ValueError(f"tokens={args.tokens} is not allowed: use 1 or more.")
     if args.texts is None:
         texts, source = own_texts(engine, args.tokens), f"written by the model, {len(PROMPTS)} prompts, temperature 1"
     else:
-        texts, left = [], args.tokens
-        for text in read_texts(args.texts, engine):
+        given, left, texts = read_texts(args.texts, engine), args.tokens, []
+        check_lengths(engine, given, acceptance.TREE.depth)
+        for text in given:
             texts.append(text.token_ids[:left])
             left -= len(texts[-1])
-            if not left:
-                break
         source = args.texts.name
+    texts = [token_ids for token_ids in texts if len(token_ids) >= MIN_TOKENS]
     return texts, {"model_name": engine.name, "texts": source, "tokens": sum(map(len, texts))}
 
 

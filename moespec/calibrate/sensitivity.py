@@ -1,6 +1,6 @@
 """How much each layer minds a budget: the model's divergence from itself with that layer alone budgeted.
 
-Owns which budgets are tried. The trees, and the row that is read, are those of `bench.agreement.root_logits`. Letters:
+Owns which budgets are tried. The trees, and the row that is read, are those of `bench.agreement`. Letters:
 L MoE layers, G budgets tried.
 """
 
@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from moespec.bench.agreement import root_logits
+from moespec.bench.agreement import agreement_by_position
 from moespec.bench.arms import LARGE, Arm
 from moespec.budget import MoESpec
 from moespec.config import BudgetConfig
@@ -46,20 +45,16 @@ def budgets_to_try(top_k: int, num_experts: int) -> list[int]:
     return sorted({size for size in sizes if size < num_experts})
 
 
-@torch.inference_mode()
 def sensitivity(engine: Engine, texts: list[list[int]], budgets: list[int], progress: Callable[[str], None]) -> Tensor:
     """Mean KL(unbudgeted || budgeted) of the next token in nats, fp64 [L, G], over every position of the texts."""
     layers = [moe.layer for moe in engine.target.moe_layers]
     arms = [
         Arm("one layer", TREE, BudgetConfig(policy=OneLayer(layer, budget))) for layer in layers for budget in budgets
     ]
-    total_A, num_positions = torch.zeros(len(arms), dtype=torch.float64), 0
+    kl_AN: list[list[float]] = [[] for _ in arms]
     for number, token_ids in enumerate(texts, start=1):
-        for position in root_logits(engine, arms, token_ids, first_root=1):
-            natural_V = position.natural_V.double().log_softmax(dim=-1)
-            budgeted_AV = torch.stack(position.by_arm).double().log_softmax(dim=-1)
-            kl_AV = F.kl_div(budgeted_AV, natural_V.expand_as(budgeted_AV), reduction="none", log_target=True)
-            total_A += kl_AV.sum(dim=-1).cpu()
-            num_positions += 1
+        found = agreement_by_position(engine, arms, token_ids[:1], token_ids[1:])
+        for kl_N, entry in zip(kl_AN, found, strict=True):
+            kl_N += entry.kl
         progress(f"sensitivity: text {number} of {len(texts)}")
-    return (total_A / num_positions).view(len(layers), len(budgets))
+    return torch.tensor(kl_AN, dtype=torch.float64).mean(dim=1).view(len(layers), len(budgets))

@@ -74,7 +74,10 @@ def all_experts(target: Target, experts: Any) -> AllExperts:
 
 @torch.inference_mode()
 def expert_inputs(target: Target, texts: list[list[int]]) -> list[Tensor]:
-    """What the experts of each MoE layer are given, [N, D], while transformers' own forward reads the texts."""
+    """What the experts of each MoE layer are given, [N, D], while transformers' own forward reads the texts.
+
+    All of it is kept: as much as one expert's outputs in every layer.
+    """
     inputs: list[list[Tensor]] = [[] for _ in target.moe_layers]
 
     def keep(number: int) -> Callable:

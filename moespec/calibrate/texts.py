@@ -29,7 +29,7 @@ MAX_NEW_TOKENS = 160
 def own_texts(engine: Engine, num_tokens: int) -> list[list[int]]:
     """Token ids of prompts with the replies, each prompt again and again under another seed, `num_tokens` in all.
 
-    ValueError for a model without a tokenizer, or that writes nothing.
+    ValueError for a model without a tokenizer.
     """
     if engine.target.tokenizer is None:
         raise ValueError("the model has no tokenizer to write calibration text from prompts with.")

@@ -55,7 +55,7 @@ def test_agreement_is_what_a_fresh_read_at_every_position_finds(engine, texts):
     prompt, text = texts
     names = "moe-spec:truncation:8@32,6,6,0 moe-spec:substitution:8@8,4,3,0 moe-spec:truncation:12:natural+depth+root"
     arms = [arm for arm in parse_arms(names) if arm.is_lossy]
-    found = agreement_by_position(engine, arms, prompt, text)
+    found = [entry.top1 for entry in agreement_by_position(engine, arms, prompt, text)]
     token_ids = prompt + text
     roots = range(len(token_ids) - 2, len(prompt) - 1, -1)
     assert found == [[_agrees_from_scratch(engine, arm, token_ids, root) for root in roots] for arm in arms]

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from moespec import Engine, GenerationConfig
+from moespec import EMBEDDED_TARGET, Engine, GenerationConfig
 from moespec.calibrate import acceptance, cli, sensitivity, similarity
 from moespec.calibrate.acceptance import EDGES, committed_rows, rates
 from moespec.calibrate.similarity import all_experts, expert_inputs, similarities
 from moespec.calibrate.texts import PROMPTS, own_texts
+from moespec.cli import main
 from moespec.config import TreeConfig
 from moespec.policies.profiles import read_profile
 from moespec.quality.items import own_items
@@ -192,7 +193,7 @@ def test_calibration_reads_no_benchmark_prompt_and_no_question():
 
 @pytest.fixture(scope="module")
 def embedded():
-    opened = Engine.from_pretrained("assets/model")
+    opened = Engine.from_pretrained(EMBEDDED_TARGET)
     yield opened
     opened.close()
 
@@ -220,6 +221,18 @@ def test_commands_write_files_that_are_read_back(kind, embedded, tmp_path, capsy
         notes = file.metadata()
     assert (notes["model_name"], notes["tokens"], notes["texts"]) == ("embedded model", "12", "texts.jsonl")
     assert "| layer |" in (out := capsys.readouterr().out) or "| depth |" in out
-    arguments.tokens = 0
-    with pytest.raises(ValueError, match="tokens=0 is not allowed"):
-        getattr(cli, f"inspect_{kind}")(embedded, arguments)
+
+
+def test_the_command_line_writes_a_file_or_says_why_not(tmp_path, capsys):
+    path = tmp_path / "acceptance.safetensors"
+    assert main(["inspect", "acceptance", "--tokens", "20", "--out", str(path)]) == 0
+    assert read_profile(tmp_path, "acceptance", "a method").tensors["rate"].shape == (9, len(EDGES) + 1)
+    output = capsys.readouterr()
+    assert "| depth |" in output.out and "acceptance: text 1 of 1" in output.err
+    elsewhere, other_name = tmp_path / "nowhere" / path.name, tmp_path / "file.safetensors"
+    refused = [(["--tokens", "2", "--out", str(path)], "tokens=2 is not allowed: use 3 or more")]
+    refused += [(["--out", str(out)], "it would not be found") for out in (elsewhere, other_name)]
+    refused += [(["--out", str(path), "--drafter", "none"], "drafts no trees")]
+    for arguments, sentence in refused:
+        assert main(["inspect", "acceptance", *arguments]) == 2
+        assert sentence in capsys.readouterr().err
