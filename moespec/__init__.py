@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from moespec.drafters.base import DraftContext, Drafter
     from moespec.engine import Engine, EngineInfo
     from moespec.policies.base import ExpertPolicy
+    from moespec.policies.parsing import parse_policy
     from moespec.request import Request
     from moespec.trace import RunSummary, StepTrace, TraceHeader, read_trace, write_trace
     from moespec.types import DraftTree, ExpertPlan, RouterScores, TreeContext
@@ -26,6 +27,7 @@ _MODULES = {
     "drafters.base": ("DraftContext", "Drafter"),
     "engine": ("Engine", "EngineInfo"),
     "policies.base": ("ExpertPolicy",),
+    "policies.parsing": ("parse_policy",),
     "request": ("Request",),
     "trace": ("RunSummary", "StepTrace", "TraceHeader", "read_trace", "write_trace"),
     "types": ("DraftTree", "ExpertPlan", "RouterScores", "TreeContext"),
@@ -52,6 +54,7 @@ __all__ = [
     "TraceHeader",
     "TreeConfig",
     "TreeContext",
+    "parse_policy",
     "read_trace",
     "write_trace",
 ]

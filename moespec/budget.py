@@ -37,10 +37,11 @@ def score_experts(scores: RouterScores, kind: str, weights_T: Tensor | None) -> 
     return mass_TE.sum(dim=0) if weights_T is None else weights_T @ mass_TE
 
 
-def select_experts(score_E: Tensor, budget: int) -> Tensor:
+def select_experts(score_E: Tensor, budget: int | Tensor) -> Tensor:
     """S: the `budget` experts with the highest score, bool [E]; ties go to the lower id."""
     order_E = score_E.argsort(descending=True, stable=True)
-    return torch.zeros_like(score_E, dtype=torch.bool).index_fill_(0, order_E[:budget], True)
+    rank_E = torch.arange(score_E.shape[0], device=score_E.device)
+    return torch.zeros_like(score_E, dtype=torch.bool).scatter(0, order_E, rank_E < budget)
 
 
 def cover(score_E: Tensor, coverage: float, min_experts: int) -> Tensor:
@@ -70,9 +71,12 @@ def truncate(scores: RouterScores, kept_E: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def substitute(scores: RouterScores, kept_E: Tensor) -> tuple[Tensor, Tensor]:
-    """Substitution: every row takes its top-k inside S, weighted by its original probabilities. [T, K] each"""
+    """Substitution: every row takes its top-k inside S, weighted by its original probabilities. [T, K] each
+
+    Where S has fewer than k experts, so has every row.
+    """
     best = scores.family.selection(scores.logits_TE, scores.probs_TE, kept_E).topk(scores.top_k, dim=-1)
-    # Groups may leave a row fewer than k of S: what is at minus infinity is none of them, and weighs nothing.
+    # Groups, too, may leave a row fewer than k of S: what is at minus infinity is none of them, and weighs nothing.
     survives_TK = best.values > -torch.inf
     weights_TK = scores.family.weights(scores.logits_TE, scores.probs_TE, best.indices, survives_TK)
     return best.indices, weights_TK.to(scores.natural_weights_TK.dtype)

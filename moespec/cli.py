@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moespec import BudgetConfig, Engine, RunSummary
 
+CALIBRATIONS = ("similarity", "sensitivity", "acceptance")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 2 and one sentence on stderr for what cannot be done."""
@@ -23,10 +25,16 @@ def main(arguments: list[str] | None = None) -> int:
     inspect = commands.add_parser(
         "inspect",
         help="what the engine sees in a target and its drafter",
-        epilog="inspect experts: how specialised the experts are, and what draft trees ask of them",
+        epilog="inspect experts: how specialised the experts are, and what draft trees ask of them; "
+        "inspect similarity, sensitivity, acceptance: files for the expert policies that are calibrated",
     )
     if given == ["inspect", "experts"]:
         _add_inspect_experts(inspect)
+    elif given[:1] == ["inspect"] and given[-1] in CALIBRATIONS:
+        from moespec.calibrate.cli import add_calibration
+
+        _add_model_arguments(inspect_parser := inspect.add_subparsers(required=True).add_parser(given[-1]))
+        add_calibration(inspect_parser, given[-1], _load)
     else:
         _add_model_arguments(inspect)
         inspect.set_defaults(handler=_inspect)
@@ -71,6 +79,9 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--backend", default="auto", help="what runs the experts: auto, reference, cpu or triton")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument(
+        "--profiles", type=Path, metavar="DIR", help="calibration files of expert policies (default: beside the target)"
+    )
 
 
 def _add_generate(commands: Any) -> None:
@@ -79,7 +90,7 @@ def _add_generate(commands: Any) -> None:
     _add_model_arguments(parser)
     parser.add_argument("--budget", default="none", metavar="N|none", help="experts per layer while a tree is verified")
     parser.add_argument("--coverage", type=float, metavar="P", help="instead: the fewest experts with this router mass")
-    parser.add_argument("--policy", default="substitution", help="substitution or truncation")
+    parser.add_argument("--policy", default="substitution", help="substitution, truncation or NAME[:key=value,...]")
     parser.add_argument("--score", default="softmax", help="softmax (the paper's) or natural")
     parser.add_argument("--row-weight", default="uniform", help="uniform (the paper's), depth or path")
     parser.add_argument("--protect-root", action="store_true", help="never take an expert from the root")
@@ -194,7 +205,18 @@ def _layers(text: str) -> tuple[int, ...]:
 
 def _budget(args: argparse.Namespace) -> BudgetConfig:
     from moespec import BudgetConfig
+    from moespec.config import POLICIES
+    from moespec.policies.parsing import parse_policy
+    from moespec.policies.profiles import profiles_folder
 
+    if args.policy not in POLICIES:
+        apart = (args.budget, args.coverage, args.score, args.row_weight, args.protect_root)
+        if apart != ("none", None, "softmax", "uniform", False):
+            raise ValueError(
+                f"--policy {args.policy} says it all: --budget, --coverage, --score, --row-weight and --protect-root "
+                "go with substitution or truncation; write moe-spec:b=12,score=natural,row-weight=path,root."
+            )
+        return parse_policy(args.policy, profiles_folder(args.target, args.profiles))
     if args.budget != "none" and not args.budget.removeprefix("-").isdecimal():
         raise ValueError(f"budget={args.budget!r} is not a number of experts, nor none.")
     return BudgetConfig(

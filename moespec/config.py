@@ -93,7 +93,8 @@ class BudgetConfig:
     Neither set means lossless. The rest is the paper's setting: softmax scores summed over equally weighted rows.
     `score="natural"` counts only weight that would be used (each row's own top-k); `row_weight="depth"` weights a row
     by `depth_decay ** depth`, `"path"` by the drafter's probability of reaching it; `protect_root` never takes an
-    expert from the root, whose token is already committed. `policy` may also be an `ExpertPolicy` of your own.
+    expert from the root, whose token is already committed. `policy` may also be a rival of MoE-Spec (`parse_policy`) or
+    an `ExpertPolicy` of your own.
 
     `scope` is what the budget is for where several requests are verified together: each request's own tree, so that its
     text is that of a run alone, or all rows of the batch, of which a layer then reads at most `budget` experts.
@@ -132,11 +133,14 @@ class BudgetConfig:
 
     @property
     def policy_name(self) -> str:
-        return self.policy if isinstance(self.policy, str) else type(self.policy).__name__
+        """For records: of an object its `name`, or else its class."""
+        if isinstance(self.policy, str):
+            return self.policy
+        return getattr(self.policy, "name", type(self.policy).__name__)
 
 
 def settings_dict(config: GenerationConfig | TreeConfig | BudgetConfig) -> dict:
-    """The config as JSON-safe plain Python; a policy object becomes its class name."""
+    """The config as JSON-safe plain Python; a policy object becomes its name."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     if isinstance(config, BudgetConfig):
         values["policy"] = config.policy_name

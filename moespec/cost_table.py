@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from moespec.cost_fits import FITS, Curve, Predict, Sample, between, held_out_errors, least_squares
 
 SCHEMA = 1
 
@@ -101,7 +102,8 @@ class CostTable:
         trees = [point for point in steps if point.num_rows > 1]
         if not trees:
             raise ValueError("the drafter drafted no tree while steps were measured: there is nothing to predict from.")
-        errors = {name: statistics.median(held_out_errors(fit, trees)) for name, fit in FITS.items()}
+        samples = _samples(trees)
+        errors = {name: statistics.median(held_out_errors(fit, samples)) for name, fit in FITS.items()}
         best = min(errors, key=lambda name: round(errors[name], 3))  # the first, and simplest, of equals
         return CostTable(about, *sizes, prefix, tuple(steps), tuple(drafts), best, errors[best])
 
@@ -129,7 +131,7 @@ class CostTable:
 
     def other_ms(self, num_rows: float) -> float:
         """What is neither drafting nor verifying: text, cache, trace."""
-        return _between(self._other_by_rows, num_rows)
+        return between(self._other_by_rows, num_rows)
 
     def union(self, num_rows: float) -> float:
         """Experts per layer that a tree of so many rows uses without a budget."""
@@ -176,13 +178,13 @@ class CostTable:
         return [point for point in self.steps if point.num_rows > 1]
 
     @cached_property
-    def _verify(self) -> Callable[[float, float], float]:
-        return FITS[self.fit](self.trees)
+    def _verify(self) -> Predict:
+        return FITS[self.fit](_samples(self.trees))
 
     @cached_property
     def _draft_weights(self) -> np.ndarray:
         rows = [_draft_terms(point.num_levels, point.top_k) for point in self.drafts]
-        return _least_squares(rows, [point.draft_ms.p20 for point in self.drafts])
+        return least_squares(rows, [point.draft_ms.p20 for point in self.drafts])
 
     @cached_property
     def _other_by_rows(self) -> Curve:
@@ -202,7 +204,7 @@ class CostTable:
 
     def _curves(self, value: Callable[[StepPoint], float]) -> dict[int, Curve]:
         """By rows: the value over the budget, where no budget is that of all experts."""
-        curves: dict[int, Curve] = {}
+        curves: dict[int, list[tuple[float, float]]] = {}
         for point in self.steps:
             budget = self.num_experts if point.budget is None else point.budget
             curves.setdefault(point.num_rows, []).append((budget, value(point)))
@@ -210,72 +212,16 @@ class CostTable:
 
     def _at(self, num_rows: float, budget: int | None, curves: dict[int, Curve]) -> float:
         budget = self.num_experts if budget is None else budget
-        return _between([(rows, _between(curve, budget)) for rows, curve in curves.items()], num_rows)
+        return between([(rows, between(curve, budget)) for rows, curve in curves.items()], num_rows)
 
 
-Curve = list[tuple[float, float]]  # (x, y), x increasing
-Fit = Callable[[Sequence[StepPoint]], Callable[[float, float], float]]  # of points; then (T, n) to verify ms
-
-
-def fit_plane(points: Sequence[StepPoint]) -> Callable[[float, float], float]:
-    """a + b T + c n."""
-    return _linear(points, lambda num_rows, num_read: [1.0, num_rows, num_read])
-
-
-def fit_twisted_plane(points: Sequence[StepPoint]) -> Callable[[float, float], float]:
-    """a + b T + c n + d T n: an expert costs more where more rows use it."""
-    return _linear(points, lambda num_rows, num_read: [1.0, num_rows, num_read, num_rows * num_read])
-
-
-def fit_lines(points: Sequence[StepPoint]) -> Callable[[float, float], float]:
-    """A line a + c n for every measured number of rows, and between two of them what lies between."""
-    by_rows: dict[int, list[StepPoint]] = {}
-    for point in points:
-        by_rows.setdefault(point.num_rows, []).append(point)
-    lines = {rows: _linear(found, lambda _, num_read: [1.0, num_read]) for rows, found in sorted(by_rows.items())}
-    return lambda num_rows, num_read: _between([(rows, line(rows, num_read)) for rows, line in lines.items()], num_rows)
-
-
-FITS: dict[str, Fit] = {"plane": fit_plane, "twisted plane": fit_twisted_plane, "lines by rows": fit_lines}
-
-
-def held_out_errors(fit: Fit, points: Sequence[StepPoint]) -> list[float]:
-    """|predicted / measured - 1| of each point's verify time, by a fit to all others; infinite where there are none."""
-    if len(points) == 1:
-        return [float("inf")]
-    errors = []
-    for number, point in enumerate(points):
-        predict = fit([*points[:number], *points[number + 1 :]])
-        errors.append(abs(predict(point.num_rows, point.experts_read) / point.verify_ms.p20 - 1))
-    return errors
-
-
-def _linear(
-    points: Sequence[StepPoint], terms: Callable[[float, float], list[float]]
-) -> Callable[[float, float], float]:
-    rows = [terms(point.num_rows, point.experts_read) for point in points]
-    weights = _least_squares(rows, [point.verify_ms.p20 for point in points])
-    return lambda num_rows, num_read: float(np.dot(terms(num_rows, num_read), weights))
-
-
-def _least_squares(rows: Sequence[Any], values: Sequence[float]) -> np.ndarray:
-    """Weights that make relative errors small: a step of 1 ms counts as much as one of 10."""
-    scale = np.array(values)
-    return np.linalg.lstsq(np.array(rows) / scale[:, None], np.ones(len(values)), rcond=None)[0]
+def _samples(points: Sequence[StepPoint]) -> list[Sample]:
+    return [Sample(point.num_rows, point.experts_read, point.verify_ms.p20) for point in points]
 
 
 def _draft_terms(num_levels: float, top_k: int) -> np.ndarray:
     """The root's children take no pass of the head below it; every further level takes one over `top_k` nodes."""
     return np.array([1.0, num_levels - 1, (num_levels - 1) * top_k])
-
-
-def _between(curve: Sequence[tuple[float, float]], x: float) -> float:
-    """Piecewise linear; constant outside."""
-    place = bisect_right(curve, x, key=lambda point: point[0])
-    if place in (0, len(curve)):
-        return curve[min(place, len(curve) - 1)][1]
-    (x0, y0), (x1, y1) = curve[place - 1], curve[place]
-    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
 
 
 def _spreads(values: dict[str, Any], *names: str) -> dict[str, Spread]:

@@ -23,6 +23,7 @@ from moespec.drafters.base import Drafter
 from moespec.drafters.loading import find_drafter
 from moespec.governors.base import Governor
 from moespec.models import load_model
+from moespec.policies.method import Method, RoutedModel
 from moespec.prompts import encode_prompt
 from moespec.report import Pieces, device_card, run_settings
 from moespec.request import Request
@@ -159,8 +160,19 @@ class Engine:
         card = device_card(self.target.device, self.target.dtype, info.backend)
         return card | {"backend_reason": info.backend_reason, "graphs": info.graphs}
 
+    @property
+    def routed_model(self) -> RoutedModel:
+        """What an expert policy must fit."""
+        target = self.target
+        return RoutedModel(tuple(moe.layer for moe in target.moe_layers), target.num_experts, target.top_k)
+
     def check_budget(self, budget: BudgetConfig) -> None:
-        """ValueError if the budget is outside this model's [k, E]. The engine itself clamps; interfaces refuse."""
+        """ValueError if the budget is outside this model's [k, E], or its method does not fit this model.
+
+        The engine itself clamps; interfaces refuse.
+        """
+        if isinstance(budget.policy, Method):
+            budget.policy.check(self.routed_model)
         low, high = self.target.top_k, self.target.num_experts
         if budget.budget is not None and not low <= budget.budget <= high:
             raise ValueError(f"budget={budget.budget} is outside {low} to {high}, this model's top-k and experts.")

@@ -145,10 +145,14 @@ def _round(kinds: Sequence[Kind], number: int, control: Control, steps: Iterator
 
 def _steps(engine: Engine, control: Control, prefix: list[int]) -> Generator[StepTrace]:
     """Steps of one conversation after the other, without end; `prefix` collects how many positions lay behind each."""
-    for prompt in itertools.cycle(built_in_prompts(engine)):
-        for length, step in conversation(engine, prompt, control):
-            prefix.append(length)
-            yield step
+    while True:
+        num_before = len(prefix)
+        for prompt in built_in_prompts(engine):
+            for length, step in conversation(engine, prompt, control):
+                prefix.append(length)
+                yield step
+        if len(prefix) == num_before:
+            raise ValueError(f"{engine.name} ends every answer at once: there are no steps to measure.")
 
 
 def built_in_prompts(engine: Engine) -> list[list[int]]:

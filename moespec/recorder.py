@@ -34,7 +34,7 @@ class StepRecorder:
     """One step's router for `Target.stepping`, and afterwards its counts, request by request.
 
     trees: the requests', whose rows come one after the other. The policy is asked for each request's rows, or, where
-    `is_shared`, for all of them together; never for a single row, which keeps its own routing.
+    `is_shared`, for all of them together; never for a single row, which keeps its own routing. positions: of the roots.
     """
 
     plans_from_logits = False
@@ -45,12 +45,15 @@ class StepRecorder:
         trees: Sequence[DraftTree],
         policy: ExpertPolicy | None,
         is_shared: bool = False,
+        positions: Sequence[int] | None = None,
     ) -> None:
         self._moe_layers = moe_layers
         self._sizes = [tree.num_rows for tree in trees]
         self._policy = policy
         self._is_shared = is_shared and len(trees) > 1
-        self._asked = [_context(trees)] if self._is_shared else [_context([tree]) for tree in trees]
+        positions = positions or [0] * len(trees)
+        pairs = [(trees, positions[0])] if self._is_shared else zip(([tree] for tree in trees), positions, strict=True)
+        self._asked = [_context(together, position) for together, position in pairs]
         self._outputs: list[RouterOutput] = []
         self._plans: list[ExpertPlan] = []
         self._kept: list[list[Tensor]] = []  # per layer the shortlists, as many as the policy was asked for
@@ -129,10 +132,10 @@ class StepRecorder:
         return StepRouting.by_request([torch.stack(part) for part in parts], kept, self._sizes)
 
 
-def _context(trees: Sequence[DraftTree]) -> TreeContext:
+def _context(trees: Sequence[DraftTree], position: int) -> TreeContext:
     """Of rows that are planned for together; the layer is filled in."""
     if len(trees) == 1:
-        return TreeContext(trees[0].depths_T, trees[0].draft_logp_T, layer=0)
+        return TreeContext(trees[0].depths_T, trees[0].draft_logp_T, layer=0, position=position)
     depths_T = torch.cat([tree.depths_T for tree in trees])
     numbers = [torch.full_like(tree.depths_T, number) for number, tree in enumerate(trees)]
     return TreeContext(
@@ -140,6 +143,7 @@ def _context(trees: Sequence[DraftTree]) -> TreeContext:
         draft_logp_T=torch.cat([tree.draft_logp_T for tree in trees]),
         layer=0,
         requests_T=torch.cat(numbers),
+        position=position,
     )
 
 

@@ -70,16 +70,19 @@ class DraftTree:
 
 @dataclass(frozen=True)
 class TreeContext:
-    """What a policy may know of the rows beside their routing: their place in the tree.
+    """What a policy may know of the rows beside their routing: their place in the tree, and the tree's.
 
+    layer       number among the decoder layers
     requests_T  int64, ascending: which request of a batch each row belongs to, where a policy is asked for all of them
                 together (`BudgetConfig.scope`). None: all rows are one request's
+    position    how many tokens come before the root, of several requests before the first one's
     """
 
     depths_T: Tensor
     draft_logp_T: Tensor
     layer: int
     requests_T: Tensor | None = None
+    position: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ as a CUDA graph where there is one. Knows nothing of what is then kept or emitte
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from moespec.config import GenerationConfig
 from moespec.counts import RoutingCounts, shares_read
 from moespec.kv_cache import TreeCache
 from moespec.packed_copy import to_host
-from moespec.policies.base import ExpertPolicy
+from moespec.policies.base import ExpertPolicy, ForesightPolicy
 from moespec.recorder import StepRecorder
 from moespec.sampling import TreeOpinions, choose_tokens
 from moespec.static_step import NUM_TREE_PARTS, StaticSteps, read_said, unsupported_reason
@@ -71,6 +72,8 @@ class Verifier:
 
     def verify(self, draft: Draft, policy: ExpertPolicy | None) -> Verified:
         """Run the tree. No policy, or a single row: the routers' own choice."""
+        if isinstance(policy, ForesightPolicy):
+            policy = self._informed([draft], policy)
         is_known = policy is None or type(policy) is MoESpec
         if self._steps is not None and is_known and unsupported_reason(self._target) is None:
             assert policy is None or isinstance(policy, MoESpec)
@@ -89,11 +92,22 @@ class Verifier:
         """Run the trees of several requests in one forward. The policy sees the rows of each, or, where `is_shared`,
         of all together.
         """
-        if len(drafts) == 1:
-            return [self.verify(drafts[0], policy)]
+        if len(drafts) == 1 or (isinstance(policy, ForesightPolicy) and not is_shared):
+            return [self.verify(draft, policy) for draft in drafts]
+        if isinstance(policy, ForesightPolicy):
+            policy = self._informed(drafts, policy)
         verified = self._verify_layer_by_layer(drafts, policy, is_shared)
         shares = shares_read([one.counts for one in verified])
         return [replace(one, share_read=share) for one, share in zip(verified, shares, strict=True)]
+
+    def _informed(self, drafts: Sequence[Draft], policy: ForesightPolicy) -> ExpertPolicy:
+        """What was shown the verdicts under no policy; the rows are then written again."""
+        prefixes = [draft.cache.length for draft in drafts]
+        natural = self.verify_together(drafts, None)
+        for draft, prefix in zip(drafts, prefixes, strict=True):
+            draft.cache.truncate(prefix)
+        firsts = itertools.accumulate([one.opinions.tree.num_rows for one in natural[:-1]], initial=0)
+        return policy.informed([f + row for f, one in zip(firsts, natural, strict=True) for row in one.verdict.path])
 
     def _verify_layer_by_layer(
         self, drafts: Sequence[Draft], policy: ExpertPolicy | None, is_shared: bool = False
@@ -102,7 +116,7 @@ class Verifier:
         drafts = [draft._replace(tree=draft.tree.without_padding()) for draft in drafts]
         trees, prefixes = [draft.tree for draft in drafts], [draft.cache.length for draft in drafts]
         sizes = [tree.num_rows for tree in trees]
-        recorder = StepRecorder(target.moe_layers, trees, policy, is_shared)
+        recorder = StepRecorder(target.moe_layers, trees, policy, is_shared, prefixes)
         with target.stepping(recorder):
             logits_TV = self._forward(drafts)
         features_TF = target.features()

@@ -1,36 +1,29 @@
 """Advice on a loaded pair, measured: its costs, what its drafter gets accepted, and what the chosen settings really do.
 
-Owns the order of the measurements and the checks on them: pairs of rows and budget are left out of the table of costs
-and predicted, and what is recommended is run beside plain decoding.
+Owns the order of the measurements, the data they are given as, and the check on the costs: pairs of rows and budget are
+left out of their table and predicted. What is measured of drafting is in `probes.py`.
 """
 
 from __future__ import annotations
 
+import json
 import random
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from moespec.advise.acceptance import SIZES, Acceptance
+from moespec.advise.acceptance import SIZES
 from moespec.advise.choice import MEASURED, Choice, choose, say
 from moespec.advise.costs import BoundedCosts
-from moespec.advise.trees import LARGE, candidates_of
+from moespec.advise.probes import confirm, kept_by_budget, measure_acceptance
 from moespec.advise.unions import sizes_of
-from moespec.bench.report import paired_ratio
-from moespec.config import BudgetConfig, GenerationConfig, TreeConfig
-from moespec.control import Control
 from moespec.cost import ModelShape, budget_ladder
 from moespec.cost_table import CostTable, StepPoint
 from moespec.engine import Engine
-from moespec.profile import BRANCHING, DEPTH, NUM_TOKENS, conversation, measure_costs
-from moespec.trace import StepTrace
+from moespec.profile import BRANCHING, DEPTH, measure_costs
 
 NUM_LEFT_OUT = 10
-USUAL = TreeConfig(16, 8, 3, min_path_p=0)
-PLACES_APART = 8  # tokens between the trees that budgets are compared at
 NEAR = 0.2  # a prediction that is off by at most this share
-NUM_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -98,7 +91,8 @@ class MeasuredAdvice:
         return sum(abs(pair.error) <= NEAR for pair in self.left_out)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Fractions to four digits behind the point."""
+        return json.loads(json.dumps(asdict(self)), parse_float=lambda text: round(float(text), 4))
 
 
 class MeasuredCosts:
@@ -135,7 +129,7 @@ def measure_advice(
     kept = kept_by_budget(engine, prompts[::2], ladder)  # pairs need fewer
 
     def fastest(budget: int | None) -> Choice | None:
-        return choose(acceptance, costs, [budget], lambda _, budget: kept[budget])
+        return choose(acceptance, costs, [budget], lambda num_rows, budget: kept[budget])
 
     lossless, by_budget = fastest(None), [choice for choice in map(fastest, ladder) if choice is not None]
     allowed = [choice for choice in by_budget if choice.budget is not None and choice.budget >= least_budget]
@@ -184,73 +178,6 @@ def leave_out(table: CostTable) -> list[LeftOut]:
         )
         for point in sorted(left_out, key=lambda point: point.num_rows)
     ]
-
-
-def measure_acceptance(engine: Engine, prompts: Sequence[list[int]]) -> Acceptance:
-    """Large trees without a budget over the prompts; the interval of accepted tokens is from prompts resampled."""
-    control = Control()
-    control.update(budget=BudgetConfig(), tree=LARGE)
-    by_prompt: list[list[StepTrace]] = []
-    for prompt in prompts:
-        by_prompt.append([step for _, step in conversation(engine, prompt, control)])
-    engine.forget()
-    steps = [step for found in by_prompt for step in found]
-    means = [statistics.fmean(len(step.token_ids) - 1 for step in found) for found in by_prompt if found]
-    rng = random.Random(0)
-    resampled = sorted(statistics.fmean(rng.choices(means, k=len(means))) for _ in range(NUM_RESAMPLES))
-    mean = statistics.fmean(means)
-    low, high = (resampled[int(share * NUM_RESAMPLES)] / mean if mean else 1.0 for share in (0.025, 0.975))
-    source = f"measured: {len(steps)} steps on {len(prompts)} prompts, {engine.info.drafter_name}"
-    return Acceptance(source, candidates_of(steps), low, high)
-
-
-def kept_by_budget(engine: Engine, prompts: Sequence[list[int]], budgets: Sequence[int]) -> dict[int | None, float]:
-    """The share of accepted tokens that each budget leaves, over trees of 16 rows: 1 without one.
-
-    All budgets verify the tree of the same places in the text that the model writes without one, whose keys and values
-    no budget has touched: places are visited from the last to the first, and what lies behind one is not kept.
-    """
-    accepted: dict[int | None, int] = dict.fromkeys((None, *budgets), 0)
-    for prompt in prompts:
-        engine.forget()
-        *_, last = engine.generate(prompt, GenerationConfig(max_new_tokens=NUM_TOKENS))
-        assert last.summary is not None
-        answer = last.summary.token_ids
-        for place in range(len(answer) - 1, 0, -PLACES_APART):
-            for budget in accepted:
-                accepted[budget] += _num_accepted(engine, prompt + answer[:place], budget)
-    engine.forget()
-    return {budget: found / accepted[None] if accepted[None] else 1.0 for budget, found in accepted.items()}
-
-
-def _num_accepted(engine: Engine, token_ids: list[int], budget: int | None) -> int:
-    """Accepted draft tokens of the first tree behind these tokens and the next one."""
-    generation = GenerationConfig(max_new_tokens=NUM_TOKENS, ignore_eos=True)
-    steps = engine.generate(token_ids, generation, BudgetConfig(budget=budget), USUAL)
-    return len(next(step for step in steps if step.kind != "prefill").token_ids) - 1
-
-
-def confirm(engine: Engine, choices: dict[str, Choice], prompts: Sequence[list[int]]) -> dict[str, dict[str, Any]]:
-    """What is recommended, run beside plain decoding on every prompt in turn: ratios of tokens/s, paired by prompt."""
-    settings = {"plain": (TreeConfig(1), BudgetConfig())}
-    settings |= {
-        name: (TreeConfig.parse(choice.tree), BudgetConfig(budget=choice.budget)) for name, choice in choices.items()
-    }
-    speeds: dict[str, list[float]] = {name: [] for name in settings}
-    generation = GenerationConfig(max_new_tokens=NUM_TOKENS, ignore_eos=True)
-    names = [*settings]
-    for tree, budget in settings.values():
-        *_, _ = engine.generate(prompts[0], generation, budget, tree)  # what is prepared once is in no figure
-    for number, prompt in enumerate(prompts):
-        start = number % len(names)
-        for name in names[start:] + names[:start]:
-            tree, budget = settings[name]
-            engine.forget()
-            *_, last = engine.generate(prompt, generation, budget, tree)
-            assert last.summary is not None
-            speeds[name].append(last.summary.tokens_per_s)
-    engine.forget()
-    return {name: paired_ratio(speeds[name], speeds["plain"]) for name in choices}
 
 
 def _measured_row(point: StepPoint, table: CostTable) -> MeasuredRow:

@@ -8,6 +8,9 @@ from moespec.advise.advice import Advice
 from moespec.advise.choice import Choice
 from moespec.advise.measure import NEAR, MeasuredAdvice
 
+BUSY = 1.5  # times its undisturbed time: a median plain step that says that something else ran
+BUSY_NOTE = "The machine was busy with other things: measure again when it is not."
+
 
 def advice_text(advice: Advice) -> str:
     """What was asked about, the tables, the choice; beside each, what is modelled and what its inputs are."""
@@ -67,6 +70,7 @@ def measured_text(advice: MeasuredAdvice, modelled: Advice) -> str:
         f"drafter {about['drafter']}, {advice.prefix[0]} to {advice.prefix[1]} positions in the cache.",
         f"Times are undisturbed ones, 20th percentiles. A plain step takes {plain['p20']:.2f} ms (median "
         f"{plain['median']:.2f}, 80th percentile {plain['p80']:.2f}).",
+        *([BUSY_NOTE] if plain["median"] > BUSY * plain["p20"] else []),
         "",
         *_table(
             ("rows", "experts", "verify ms", "modelled, at least", "whole step ms", "in plain steps"),

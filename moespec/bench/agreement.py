@@ -19,12 +19,14 @@ from moespec.drafters.base import DraftContext
 from moespec.engine import Engine
 from moespec.governors import Governor
 from moespec.kv_cache import TreeCache
+from moespec.policies.base import ExpertPolicy, ForesightPolicy
 from moespec.recorder import StepRecorder, policy_for
 from moespec.run import Aim, Conversation, Run
 from moespec.step_router import NaturalRouter
 from moespec.trace import RunSummary
 from moespec.types import DraftTree, Verdict
 from moespec.verifier import Verified
+from moespec.verify import verify_tree
 
 
 @dataclass
@@ -99,11 +101,18 @@ def root_logits(engine: Engine, arms: list[Arm], token_ids: list[int], first_roo
 
 
 def _verify(engine: Engine, arm: Arm, tree: DraftTree, prefix: int, cache: TreeCache) -> Tensor:
-    target = engine.target
     assert arm.budget is not None
-    policy = policy_for(arm.budget, target.num_experts) if tree.num_rows > 1 else None
-    recorder = StepRecorder(target.moe_layers, [tree], policy)
-    with target.stepping(recorder):
+    policy = policy_for(arm.budget, engine.target.num_experts) if tree.num_rows > 1 else None
+    if isinstance(policy, ForesightPolicy):
+        natural_TV = _tree_logits(engine, None, tree, prefix, cache)
+        cache.truncate(prefix)
+        policy = policy.informed(verify_tree(tree, natural_TV.argmax(dim=-1)).path)
+    return _tree_logits(engine, policy, tree, prefix, cache)
+
+
+def _tree_logits(engine: Engine, policy: ExpertPolicy | None, tree: DraftTree, prefix: int, cache: TreeCache) -> Tensor:
+    target = engine.target
+    with target.stepping(StepRecorder(target.moe_layers, [tree], policy, positions=[prefix])):
         return target.forward(tree.tokens_T, tree.depths_T + prefix, tree.mask_TT, cache, keep=tree.num_rows)
 
 

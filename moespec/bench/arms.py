@@ -1,14 +1,17 @@
 """What a decode benchmark compares, and the names it goes by. Knows nothing of how arms are run.
 
-A name is `transformers`, `plain`, `eagle3` or `moe-spec:POLICY:BUDGET[:SCORE]`; `@TOTAL,DEPTH,TOPK[,MINP]` behind it
-sets the draft tree. SCORE joins with `+`: natural, depth or path, root. Without it the score is the paper's.
+A name is `transformers`, `plain`, `eagle3`, `moe-spec:POLICY:BUDGET[:SCORE]` or what `parse_policy` reads, such as
+`sere:s=2`; `@TOTAL,DEPTH,TOPK[,MINP]` behind it sets the draft tree. SCORE joins with `+`: natural, depth or path,
+root. Without it the score is the paper's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from moespec.config import BudgetConfig, TreeConfig
+from moespec.policies.parsing import parse_policy
 
 BUDGETS = (8, 12, 16, 24, 32, 48)
 GOVERNORS = ("evict", "cascade-like", "utility")
@@ -58,23 +61,24 @@ def default_arms() -> list[Arm]:
     for policy, score in (("substitution", ""), ("truncation", ""), ("substitution", f":{OUR_SCORE}")):
         for budget in BUDGETS:
             trees = TREES if budget == 16 else (LARGE,) if score else (DEFAULT, LARGE)
-            arms += [_speculative(f"moe-spec:{policy}:{budget}{score}", tree) for tree in trees]
+            arms += [_moe_spec(f"moe-spec:{policy}:{budget}{score}", tree) for tree in trees]
     return arms
 
 
-def parse_arms(names: str | None) -> list[Arm]:
+def parse_arms(names: str | None, profiles: Path | None = None) -> list[Arm]:
     """Arms of names joined by spaces or semicolons; all arms for None. ValueError names what is no arm.
 
     Plain decoding is always among them: its text is the one that lossy texts are compared with.
     """
     if names is None:
         return default_arms()
-    arms = list({arm.key: arm for arm in map(parse_arm, names.replace(";", " ").split())}.values())
+    named = [parse_arm(name, profiles) for name in names.replace(";", " ").split()]
+    arms = list({arm.key: arm for arm in named}.values())
     return arms if any(arm.name == "plain" for arm in arms) else [parse_arm("plain"), *arms]
 
 
-def parse_arm(text: str) -> Arm:
-    """The arm of one name. ValueError names what is no arm."""
+def parse_arm(text: str, profiles: Path | None = None) -> Arm:
+    """The arm of one name; `profiles`: where calibration files are. ValueError names what is no arm."""
     name, _, numbers = text.partition("@")
     if numbers and name in ("transformers", "plain"):
         raise ValueError(f"arm {text!r} cannot be run: {name} drafts no tree.")
@@ -82,22 +86,27 @@ def parse_arm(text: str) -> Arm:
         return Arm(name)
     if name == "plain":
         return Arm(name, PLAIN, BudgetConfig())
+    method, _, rest = name.partition(":")
     try:
         tree = TreeConfig.parse(numbers) if numbers else DEFAULT
-        if name.partition(":")[0] in GOVERNORS:
+        if name == "eagle3":
+            return Arm(name, tree, BudgetConfig())
+        if method in GOVERNORS:
             return Arm(name, tree, BudgetConfig(), governor=name)
-        return Arm(name, tree, BudgetConfig()) if name == "eagle3" else _speculative(name, tree)
+        if method == "moe-spec" and "=" not in rest:
+            return _moe_spec(name, tree)
+        return Arm(name, tree, parse_policy(name, profiles))
     except ValueError as error:
         raise ValueError(f"arm {text!r} cannot be run: {error}") from error
 
 
-def _speculative(name: str, tree: TreeConfig) -> Arm:
+def _moe_spec(name: str, tree: TreeConfig) -> Arm:
     method, policy, budget, score = [*name.split(":"), "", "", ""][:4]
     parts = set(filter(None, score.split("+")))
     understood = method == "moe-spec" and budget.isdecimal() and name.count(":") <= 3
     if not understood or parts - {"natural", "depth", "path", "root"}:
         raise ValueError(
-            "use transformers, plain, eagle3 or moe-spec:POLICY:BUDGET[:natural+depth+path+root], joined by spaces."
+            "write moe-spec:b=16,score=natural and the like, or moe-spec:POLICY:BUDGET[:natural+depth+path+root]."
         )
     return Arm(
         name,

@@ -20,6 +20,7 @@ from moespec.bench.report import arm_record, ratios, table
 from moespec.bench.roofline import LEGEND, fit_table, layer_table, target_lines
 from moespec.bench.routings import BUDGETS, ROWS
 from moespec.engine import Engine
+from moespec.policies.profiles import profiles_folder
 
 PROMPTS = Path(__file__).resolve().parents[2] / "assets" / "bench" / "prompts.jsonl"
 
@@ -43,7 +44,7 @@ def bench_decode(engine: Engine, target: str | Path, args: argparse.Namespace) -
         raise ValueError(f"max-new-tokens={args.max_new_tokens} is not allowed: use 2 or more.")
     if args.follow < 1:
         raise ValueError(f"follow={args.follow} is not allowed: use 1 or more.")
-    arms = parse_arms(args.arms)
+    arms = parse_arms(args.arms, profiles_folder(args.target, args.profiles))
     for arm in arms:
         if arm.budget is not None:
             engine.check_budget(arm.budget)

@@ -37,13 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--follow", type=int, default=16, metavar="N", help="measure agreement on N of them")
     parser.add_argument("--questions", type=int, default=10, metavar="N", help="of each family, for exact match")
     parser.add_argument("--prompts", type=Path, default=PROMPTS)
-    parser.add_argument("--profiles", type=Path, metavar="DIR", help="calibration files (default: beside the target)")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--json", action="store_true", help="the record as the last line, instead of tables")
 
 
 def bench_methods(engine: Engine, target: str | Path, args: argparse.Namespace) -> int:
     """Measure and print."""
+    if engine.drafter is None:
+        raise ValueError("bench methods compares ways to verify drafts: give it a drafter.")
     for name, least in (("follow", 1), ("questions", 0), ("max_new_tokens", 2)):
         if getattr(args, name) < least:
             raise ValueError(f"{name.replace('_', '-')}={getattr(args, name)} is not allowed: use {least} or more.")
@@ -59,7 +60,7 @@ def bench_methods(engine: Engine, target: str | Path, args: argparse.Namespace) 
     contestants = Contestants(engine, target, args.max_new_tokens)
     measured = measure(contestants, arms, prompts, args.follow, _progress)
     scores = _exact_match(engine, arms, args.questions)
-    document = {
+    document: dict[str, Any] = {
         "device": engine.card(),
         "commit": checked_out_commit(),
         "model": {"name": engine.name, "drafter": engine.info.drafter_name},

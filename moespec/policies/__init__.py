@@ -1,1 +1,1 @@
-"""Expert policies: the interface. MoE-Spec itself is `moespec/budget.py`."""
+"""Expert policies beside MoE-Spec, which is `moespec/budget.py`: the seam, the rivals, the yardsticks, their names."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from moespec.types import ExpertPlan, RouterScores, TreeContext
 
@@ -12,4 +13,17 @@ class ExpertPolicy(Protocol):
 
     def plan(self, scores: RouterScores, context: TreeContext) -> ExpertPlan:
         """Route the rows. Ids must be valid expert ids; a weight of 0 drops that (row, slot)."""
+        ...
+
+
+@runtime_checkable
+class ForesightPolicy(ExpertPolicy, Protocol):
+    """A yardstick that no deployment can have: it is told what a step will accept before it plans.
+
+    Whoever verifies runs the step under no policy first and then again under the informed one, so that the time of
+    such a step is the speed of nothing.
+    """
+
+    def informed(self, accepted_rows: Sequence[int]) -> ExpertPolicy:
+        """The policy of one step, whose accepted path has these rows of the tree, the root first."""
         ...

@@ -21,6 +21,7 @@ from moespec.drafters.eagle3 import Eagle3Drafter
 from moespec.drafters.small_model import SmallModelDrafter
 from moespec.engine import Engine
 from moespec.integrity import tokenizer_sha256
+from moespec.policies.profiles import profiles_folder
 from moespec.quality.frontier import frontier_figure, plotly_script, write_page
 from moespec.quality.items import Item, file_items, own_items
 from moespec.quality.results import Results, weights_sha256
@@ -63,7 +64,7 @@ def quality(engine: Engine, args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"{name.replace('_', '-')}={value} is not allowed: use 1 or more.")
-    arms = quality_arms(args.arms)
+    arms = quality_arms(args.arms, profiles_folder(args.target, args.profiles))
     for arm in arms:
         assert arm.budget is not None
         engine.check_budget(arm.budget)
@@ -101,18 +102,18 @@ def quality(engine: Engine, args: argparse.Namespace) -> int:
     return 0
 
 
-def quality_arms(names: str | None) -> list[Arm]:
+def quality_arms(names: str | None, profiles: Path | None = None) -> list[Arm]:
     """Arms of names, or all; the unbudgeted one at each tree stands first, since the others are compared with it."""
     if names is None:
         kinds = ("substitution:{}", "truncation:{}", f"substitution:{{}}:{OUR_SCORE}")
         named = [parse_arm(f"moe-spec:{kind.format(budget)}") for kind in kinds for budget in BUDGETS]
     else:
-        named = [parse_arm(name) for name in names.replace(";", " ").split()]
+        named = [parse_arm(name, profiles) for name in names.replace(";", " ").split()]
     if not named:
         raise ValueError('--arms names none: give some, as in "moe-spec:substitution:16 moe-spec:truncation:16".')
     for arm in named:
         if arm.name in ("transformers", "plain"):
-            raise ValueError(f"arm {arm.name!r} drafts no tree for a budget to act on: use eagle3 and moe-spec arms.")
+            raise ValueError(f"arm {arm.name!r} drafts no tree for a budget to act on: use eagle3 and expert policies.")
     references = [Arm("eagle3", tree, BudgetConfig()) for tree in dict.fromkeys(arm.tree for arm in named)]
     return list({arm.key: arm for arm in (*references, *named)}.values())
 

@@ -14,7 +14,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moespec.quality.summary import MARGIN, ArmQuality, Estimate
 
@@ -36,16 +36,17 @@ MARGIN_LINE: dict[str, Any] = {
 
 def frontier_figure(entries: Sequence[ArmQuality], temperature: float) -> dict[str, Any]:
     """{"data", "layout"} for Plotly. An arm without scored answers, or without its reference, is not in it."""
-    lines: dict[str, list[tuple[int, ArmQuality]]] = defaultdict(list)
+    lines: dict[str, list[tuple[_Place, ArmQuality]]] = defaultdict(list)
     references = []
     for entry in entries:
         if entry.temperature != temperature or entry.overall is None:
             continue
-        name, budget = _line_and_budget(entry.arm)
-        if budget is None:
-            references.append(_trace(f"no budget: {entry.overall.mean:.1%} ({entry.arm})", [(0, entry)], "star"))
+        name, place = _line_and_place(entry.arm)
+        if place is None:
+            no_budget = f"no budget: {entry.overall.mean:.1%} ({entry.arm})"
+            references.append(_trace(no_budget, [(_Place(0.0, ""), entry)], "star"))
         elif entry.difference is not None:
-            lines[name].append((budget, entry))
+            lines[name].append((place, entry))
     data = [_trace(name, sorted(points, key=lambda point: point[0]), *STYLES[n % len(STYLES)])
             for n, (name, points) in enumerate(sorted(lines.items()))]  # fmt: skip
     data += references
@@ -81,18 +82,34 @@ def write_page(figures: Sequence[dict[str, Any]], path: Path) -> None:
     )
 
 
-def _line_and_budget(arm: str) -> tuple[str, int | None]:
-    """moe-spec:substitution:16:natural@8,4,3,0 is 16 on the line substitution:natural@8,4,3,0; eagle3 has no budget."""
+class _Place(NamedTuple):
+    """Where an arm stands on its line, and what its point is called there."""
+
+    size: float
+    label: str
+
+
+def _line_and_place(arm: str) -> tuple[str, _Place | None]:
+    """moe-spec:substitution:16:natural@8,4,3,0 is B=16 on the line substitution:natural@8,4,3,0.
+
+    And sere:s=2,rho=0.3 is s=2 on sere:rho=0.3: a policy's first number is its size. eagle3 has no place.
+    """
     name, mark, tree = arm.partition("@")
     method, *parts = name.split(":")
-    if method != "moe-spec":
+    if method == "eagle3":
         return arm, None
-    policy, budget, *score = parts
-    return ":".join([policy, *score]) + mark + tree, int(budget)
+    if method == "moe-spec" and "=" not in name:
+        policy, budget, *score = parts
+        return ":".join([policy, *score]) + mark + tree, _Place(float(budget), f"B={budget}")
+    first, _, others = "".join(parts).partition(",")
+    size = first.partition("=")[2]
+    is_size = size.replace(".", "", 1).isdecimal()
+    line = ":".join(filter(None, [method, others if is_size else "".join(parts)]))
+    return line + mark + tree, _Place(float(size), first) if is_size else _Place(0.0, "")
 
 
 def _trace(
-    name: str, points: list[tuple[int, ArmQuality]], symbol: str, label_place: str = "top center"
+    name: str, points: list[tuple[_Place, ArmQuality]], symbol: str, label_place: str = "top center"
 ) -> dict[str, Any]:
     differences = [entry.difference or Estimate(0.0, 0.0, 0.0, 0) for _, entry in points]
     return {
@@ -101,7 +118,7 @@ def _trace(
         "mode": "lines+markers+text",
         "x": [round(entry.tokens_per_s, 1) for _, entry in points],
         "y": [round(100 * found.mean, 2) for found in differences],
-        "text": [f"B={budget}" if budget else "" for budget, _ in points],
+        "text": [place.label for place, _ in points],
         "textposition": label_place,
         "textfont": {"size": 10},
         "marker": {"symbol": symbol, "size": 9},

@@ -124,7 +124,7 @@ def _overlap(found: Specialisation) -> str:
     rows = [[name, *(f"{value:.3f}" for value in row)] for name, row in zip(names, medians, strict=True)]
     return (
         "## Overlap between domains\n\nSum over experts of the smaller of the two domains' shares of natural top-k "
-        f"weight: median over layers.\n\n{_table(['', *names], rows)}"
+        f"weight: median over layers.\n\n{table(['', *names], rows)}"
     )
 
 
@@ -137,7 +137,7 @@ def _unions(found: Specialisation) -> str:
     return (
         "## Union of experts against tree size\n\nExperts that the rows of an unpruned tree use together: mean over "
         "trees and layers. If independent: E (1 - (1 - k/E)^T), were every one of T rows to choose evenly and "
-        f"independently.\n\n{_table(columns, rows)}\n\n{_reported('union')}"
+        f"independently.\n\n{table(columns, rows)}\n\n{_reported('union')}"
     )
 
 
@@ -149,7 +149,7 @@ def _tops(found: Specialisation) -> str:
     columns = ["strongest experts", "natural top-k weight", "router mass (full softmax)"]
     return (
         "## What the strongest experts hold\n\nShare of a default tree's weight, or mass, on the experts of a layer "
-        f"that have most of it: mean over trees, median over layers.\n\n{_table(columns, rows)}\n\n{_reported('top')}"
+        f"that have most of it: mean over trees, median over layers.\n\n{table(columns, rows)}\n\n{_reported('top')}"
     )
 
 
@@ -164,10 +164,11 @@ def _layer_table(found: Specialisation, figures: Sequence[Sequence[float] | None
         for number, layer in enumerate(found.layers)
     ]
     medians = ["–" if figure_L is None else f"{statistics.median(figure_L):{form}}" for figure_L in figures]
-    return _table(["layer", *(domain.domain for domain in _columns(found))], [*rows, ["median", *medians]])
+    return table(["layer", *(domain.domain for domain in _columns(found))], [*rows, ["median", *medians]])
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> str:
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    """A row of cells per line below a head."""
     lines = ["| " + " | ".join(row) + " |" for row in (columns, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:]])
 

@@ -222,9 +222,14 @@ def _expert_use(engine: Engine, tree: DraftTree, prefix: int, cache: TreeCache) 
     return ExpertUse(tree.num_rows, usage_LE, mass_LE, counts.natural_LE)
 
 
-def _check(engine: Engine, texts: Sequence[Text], num_positions: int) -> None:
+def check_drafter(engine: Engine) -> None:
+    """ValueError for an engine whose drafter leaves nearly all steps a single row."""
     if engine.drafter is None or isinstance(engine.drafter, NgramDrafter):
         raise ValueError(f"drafter {engine.info.drafter_name} drafts no trees of a wanted size: give a draft head.")
+
+
+def _check(engine: Engine, texts: Sequence[Text], num_positions: int) -> None:
+    check_drafter(engine)
     if num_positions < 1 or not texts:
         raise ValueError(f"positions={num_positions} in {len(texts)} texts is nowhere to draft: use 1 or more of both.")
     check_lengths(engine, texts, max(config.depth for config in TREES))

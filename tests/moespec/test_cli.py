@@ -31,7 +31,7 @@ def test_json_ends_with_the_summary_and_steps_join_to_its_text(capsys, tmp_path)
         (["--budget", "4"], "outside 8 to 64"),
         (["--budget", "65"], "outside 8 to 64"),
         (["--budget", "many"], "is not a number of experts"),
-        (["--policy", "drop"], "substitution or truncation"),
+        (["--policy", "drop"], "write NAME or NAME:key=value"),
         (["--tree", "0,4,3"], "total_tokens=0 is not allowed"),
         (["--tree", "8"], "three whole numbers"),
         (["--temperature", "-1"], "temperature=-1.0 is not allowed"),

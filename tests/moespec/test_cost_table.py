@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from moespec.cost_table import CostTable, DraftPoint, Spread, StepPoint, fit_twisted_plane, held_out_errors
+from moespec.cost_fits import Sample, fit_twisted_plane, held_out_errors
+from moespec.cost_table import CostTable, DraftPoint, Spread, StepPoint
 
 ROWS, BUDGETS, NUM_EXPERTS, TOP_K = (2, 4, 8, 16, 32), (4, 8, 12, None), 16, 4
 
@@ -95,12 +96,12 @@ def test_experts_and_mass_lie_between_those_of_measured_trees():
     assert costs.mass_kept(1, 4) == mass(1, None) == 1
 
 
-def test_the_held_out_error_is_that_of_a_point_left_out():
-    points = table(twisted).trees
-    wrong = [*points[1:], point(2, 4, 3 * points[0].verify_ms.p20)]
-    errors = held_out_errors(fit_twisted_plane, wrong)
-    assert errors[-1] == pytest.approx(2 / 3)  # predicted a third of what was measured
-    assert held_out_errors(fit_twisted_plane, points[:1]) == [float("inf")]
+def test_the_held_out_error_is_that_of_a_sample_left_out():
+    samples = [Sample(T, n, twisted(T, n)) for T in (2, 4, 8) for n in (4, 9)]
+    wrong = [*samples, Sample(16, 9, 3 * twisted(16, 9))]
+    assert max(held_out_errors(fit_twisted_plane, samples)) < 1e-9
+    assert held_out_errors(fit_twisted_plane, wrong)[-1] == pytest.approx(2 / 3)  # a third of what was measured
+    assert held_out_errors(fit_twisted_plane, samples[:1]) == [float("inf")]
 
 
 def test_a_drafter_that_drafts_nothing_leaves_nothing_to_predict():

@@ -106,3 +106,10 @@ def test_without_a_drafter_there_is_nothing_to_measure(measured):
         profile_costs(Engine.from_model(tiny_model("olmoe")))
     with pytest.raises(ValueError, match="drafter none drafts no trees"):
         measure_costs(Engine.from_model(tiny_model("olmoe")))
+
+
+def test_a_model_that_answers_nothing_is_refused(monkeypatch):
+    engine = pair()
+    monkeypatch.setattr("moespec.run.end_ids", lambda model, tokenizer: frozenset(range(VOCAB)))
+    with pytest.raises(ValueError, match="ends every answer at once"):
+        measure_costs(engine)

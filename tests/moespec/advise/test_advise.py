@@ -7,8 +7,7 @@ import json
 import pytest
 
 from moespec import EMBEDDED_TARGET
-from moespec.advise import devices
-from moespec.advise.advice import advise
+from moespec.advise import advise, devices
 from moespec.advise.choice import DO_NOT, SPECULATE, UNKNOWN
 from moespec.advise.devices import DEVICE_NAMES, Device, device_of_bandwidth, find_device
 from moespec.advise.unions import read_record

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from moespec import Engine, GenerationConfig, profile
-from moespec.advise import measure
-from moespec.advise.measure import MeasuredCosts, kept_by_budget, leave_out, measure_acceptance, measure_advice
+from moespec.advise import measure, probes
+from moespec.advise.measure import MeasuredCosts, leave_out, measure_advice
+from moespec.advise.probes import kept_by_budget, measure_acceptance
 from moespec.advise.trees import LARGE
 from moespec.cli import main
 from moespec.profile import DEPTH, built_in_prompts
@@ -56,7 +57,7 @@ def test_bounds_of_costs_leave_the_plain_step_alone():
 @pytest.fixture
 def engine(monkeypatch):
     monkeypatch.setattr(profile, "ROWS", (2, 5))
-    for module in (profile, measure):
+    for module in (profile, probes):
         monkeypatch.setattr(module, "NUM_TOKENS", 24)
     reference = list(range(VOCAB)) * 3
     return Engine.from_model(

@@ -137,6 +137,20 @@ def test_the_recommended_budget_is_the_fastest_that_loses_nothing():
     assert line["y"] == pytest.approx([-10, 0, 0])
 
 
+def test_policies_share_a_line_that_their_first_number_runs_along():
+    names = ["sere:s=1,rho=0.3", "sere:s=2,rho=0.3", "moe-spec:b=12,score=natural", "accept-moe-like:commitment=path"]
+    names += ["oracle", "oracle:b=12"]
+    entries = summarise([answer(arm, 0, 1.0, 10.0) for arm in ("eagle3@8,4,3,0", *(f"{n}@8,4,3,0" for n in names))])
+    lines = {trace["name"]: trace["text"] for trace in frontier_figure(entries, 0.0)["data"]}
+    assert lines.pop("no budget: 100.0% (eagle3@8,4,3,0)") == [""]
+    assert lines == {
+        "sere:rho=0.3@8,4,3,0": ["s=1", "s=2"],
+        "moe-spec:score=natural@8,4,3,0": ["b=12"],
+        "accept-moe-like:commitment=path@8,4,3,0": [""],
+        "oracle@8,4,3,0": ["", "b=12"],
+    }
+
+
 def test_a_budget_that_may_lose_more_than_the_margin_does_not_pass():
     """It loses 1 point, but 4 % of the answers are turned round: 2 points lost are not ruled out."""
     records = []

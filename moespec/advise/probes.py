@@ -1,0 +1,92 @@
+"""What is measured of a loaded pair beside its costs: accepted tokens, what budgets take of them, whole runs.
+
+Every probe is an ordinary generation. Knows nothing of what steps cost, or of how a choice is made.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from moespec.advise.acceptance import Acceptance
+from moespec.advise.choice import Choice
+from moespec.advise.trees import LARGE, candidates_of
+from moespec.bench.report import paired_ratio
+from moespec.config import BudgetConfig, GenerationConfig, TreeConfig
+from moespec.control import Control
+from moespec.engine import Engine
+from moespec.profile import NUM_TOKENS, conversation
+from moespec.trace import StepTrace
+
+USUAL = TreeConfig(16, 8, 3, min_path_p=0)  # the tree that budgets are compared on
+PLACES_APART = 8  # tokens between the trees that budgets are compared at
+NUM_RESAMPLES = 2000
+
+
+def measure_acceptance(engine: Engine, prompts: Sequence[list[int]]) -> Acceptance:
+    """Large trees without a budget over the prompts; the interval of accepted tokens is from prompts resampled."""
+    control = Control()
+    control.update(budget=BudgetConfig(), tree=LARGE)
+    by_prompt: list[list[StepTrace]] = []
+    for prompt in prompts:
+        by_prompt.append([step for _, step in conversation(engine, prompt, control)])
+    engine.forget()
+    steps = [step for found in by_prompt for step in found]
+    means = [statistics.fmean(len(step.token_ids) - 1 for step in found) for found in by_prompt if found]
+    rng = random.Random(0)
+    resampled = sorted(statistics.fmean(rng.choices(means, k=len(means))) for _ in range(NUM_RESAMPLES))
+    mean = statistics.fmean(means)
+    low, high = (resampled[int(share * NUM_RESAMPLES)] / mean if mean else 1.0 for share in (0.025, 0.975))
+    source = f"measured: {len(steps)} steps on {len(prompts)} prompts, {engine.info.drafter_name}"
+    return Acceptance(source, candidates_of(steps), low, high)
+
+
+def kept_by_budget(engine: Engine, prompts: Sequence[list[int]], budgets: Sequence[int]) -> dict[int | None, float]:
+    """The share of accepted tokens that each budget leaves, over trees of 16 rows: 1 without one.
+
+    All budgets verify the tree of the same places in the text that the model writes without one, whose keys and values
+    no budget has touched: places are visited from the last to the first, and what lies behind one is not kept.
+    """
+    accepted: dict[int | None, int] = dict.fromkeys((None, *budgets), 0)
+    for prompt in prompts:
+        engine.forget()
+        *_, last = engine.generate(prompt, GenerationConfig(max_new_tokens=NUM_TOKENS))
+        assert last.summary is not None
+        answer = last.summary.token_ids
+        for place in range(len(answer) - 1, 0, -PLACES_APART):
+            for budget in accepted:
+                accepted[budget] += _num_accepted(engine, prompt + answer[:place], budget)
+    engine.forget()
+    return {budget: found / accepted[None] if accepted[None] else 1.0 for budget, found in accepted.items()}
+
+
+def _num_accepted(engine: Engine, token_ids: list[int], budget: int | None) -> int:
+    """Accepted draft tokens of the first tree behind these tokens and the next one."""
+    generation = GenerationConfig(max_new_tokens=NUM_TOKENS, ignore_eos=True)
+    steps = engine.generate(token_ids, generation, BudgetConfig(budget=budget), USUAL)
+    return len(next(step for step in steps if step.kind != "prefill").token_ids) - 1
+
+
+def confirm(engine: Engine, choices: dict[str, Choice], prompts: Sequence[list[int]]) -> dict[str, dict[str, Any]]:
+    """What is recommended, run beside plain decoding on every prompt in turn: ratios of tokens/s, paired by prompt."""
+    settings = {"plain": (TreeConfig(1), BudgetConfig())}
+    settings |= {
+        name: (TreeConfig.parse(choice.tree), BudgetConfig(budget=choice.budget)) for name, choice in choices.items()
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in settings}
+    generation = GenerationConfig(max_new_tokens=NUM_TOKENS, ignore_eos=True)
+    names = [*settings]
+    for tree, budget in settings.values():
+        *_, _ = engine.generate(prompts[0], generation, budget, tree)  # what is prepared once is in no figure
+    for number, prompt in enumerate(prompts):
+        start = number % len(names)
+        for name in names[start:] + names[:start]:
+            tree, budget = settings[name]
+            engine.forget()
+            *_, last = engine.generate(prompt, generation, budget, tree)
+            assert last.summary is not None
+            speeds[name].append(last.summary.tokens_per_s)
+    engine.forget()
+    return {name: paired_ratio(speeds[name], speeds["plain"]) for name in choices}

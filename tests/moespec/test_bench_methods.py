@@ -1,0 +1,107 @@
+"""What `bench methods` compares: settings matched by experts read, rivals of a governor, and its refusals."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from moespec import EMBEDDED_TARGET, Engine
+from moespec.bench import methods, methods_cli
+from moespec.bench.arms import parse_arm
+from moespec.bench.measure import ArmMeasurements, BenchPrompt
+from moespec.bench.methods import baseline_arms, families, governed_arms, matched_arms, swept_arms
+from moespec.policies.profiles import EMBEDDED_PROFILES
+from tests.conftest import tiny_model
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine.from_pretrained(EMBEDDED_TARGET)
+
+
+def test_every_arm_can_be_parsed_and_has_a_name_of_its_own():
+    arms = [*baseline_arms(), *swept_arms(), *governed_arms([0.7, 0.9])]
+    arms += [parse_arm(setting, EMBEDDED_PROFILES) for family in families(8, 64) for setting in family.settings]
+    keys = {arm.key for arm in arms}
+    # Two trees without a budget are both a baseline and swept, three budgets both swept and, at that tree, a setting.
+    assert len(keys) == len(arms) - 5
+    assert {arm.name for arm in baseline_arms()} == {"plain", "eagle3"}
+    assert not any(arm.is_lossy for arm in baseline_arms())
+    assert [arm.is_lossy for arm in governed_arms([0.7])] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("wanted", [8, 11.3, 12, 20, 40])
+def test_each_method_is_matched_at_the_nearest_of_its_settings(engine, monkeypatch, wanted):
+    """Read experts are planted: they rise along each family's settings, each in its own way."""
+    planted = {
+        setting: 8 + (place + 1) ** 1.3 * (1 + len(family.name)) / 9
+        for family in families(8, 64)
+        for place, setting in enumerate(family.settings)
+    }
+    monkeypatch.setattr(methods, "_num_read", lambda engine, arm, prompts: planted[arm.name])
+    arms = list(matched_arms(engine, wanted, [], EMBEDDED_PROFILES, lambda line: None))
+    assert len(arms) == len(families(8, 64))
+    for arm, family in zip(arms, families(8, 64), strict=True):
+        best = min(family.settings, key=lambda setting: abs(planted[setting] - wanted))
+        assert abs(planted[arm.name] - wanted) == pytest.approx(abs(planted[best] - wanted))
+
+
+def test_what_a_setting_reads_is_what_its_steps_read(engine):
+    read = methods._num_read(engine, parse_arm("moe-spec:b=9@16,5,4,0"), [engine.encode("Tell me a story.")])
+    assert 8 <= read <= 9
+
+
+def measured(name: str, speeds: list[float], mass: float = 1.0) -> ArmMeasurements:
+    class Summary:
+        mass_kept = mass
+
+    return ArmMeasurements(parse_arm(name), speeds, [Summary()] * len(speeds))
+
+
+def test_a_governor_is_held_against_the_fastest_setting_it_might_have_chosen():
+    prompts = [BenchPrompt(name, "", []) for name in ("tasks-0", "tasks-1", "prose-0", "prose-1")]
+    found = methods_cli._governor_ratios(
+        [
+            measured("plain", [100, 100, 100, 100]),
+            measured("eagle3@16,8,3,0.2", [200, 200, 50, 50]),
+            measured("eagle3@4,3,3,0", [90, 90, 120, 120]),
+            measured("moe-spec:b=16@16,8,3,0.2", [300, 300, 300, 300], mass=0.8),
+            measured("moe-spec:b=8@16,8,3,0.2", [900, 900, 900, 900], mass=0.5),
+            measured("utility@16,8,3,0.02", [190, 190, 114, 114]),
+            measured("utility:floor=0.7@16,8,3,0.02", [330, 330, 300, 300]),
+        ],
+        prompts,
+    )
+    by_place = {(row["governor"], row["class"]): row for row in found}
+    lossless = by_place["utility", "tasks"], by_place["utility", "prose"]
+    assert [row["best_fixed"] for row in lossless] == ["eagle3@16,8,3,0.2", "eagle3@4,3,3,0"]
+    assert [row["to_best_fixed"]["median"] for row in lossless] == [0.95, 0.95]
+    assert [row["to_plain"]["median"] for row in lossless] == [1.9, 1.14]
+    floored = by_place["utility:floor=0.7", "tasks"]
+    assert floored["best_fixed"] == "moe-spec:b=16@16,8,3,0.2"  # b=8 keeps too little
+    assert floored["to_best_fixed"]["median"] == 1.1
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (["--experts", "4"], "experts=4 is outside 8 to 64"),
+        (["--follow", "0"], "follow=0 is not allowed"),
+        (["--max-new-tokens", "1"], "max-new-tokens=1 is not allowed"),
+        (["--questions", "-1"], "questions=-1 is not allowed"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(engine, option, sentence):
+    parser = argparse.ArgumentParser()
+    methods_cli.add_arguments(parser)
+    with pytest.raises(ValueError, match=sentence):
+        methods_cli.bench_methods(engine, EMBEDDED_TARGET, parser.parse_args(option))
+
+
+def test_a_drafter_is_needed():
+    engine = Engine.from_model(tiny_model("olmoe"))
+    parser = argparse.ArgumentParser()
+    methods_cli.add_arguments(parser)
+    with pytest.raises(ValueError, match="give it a drafter"):
+        methods_cli.bench_methods(engine, EMBEDDED_TARGET, parser.parse_args([]))
