@@ -13,7 +13,7 @@ import gradio as gr
 from app import controls as controls_module
 from app.controls import Controls, build_guess_controls, build_load_controls, build_write_controls, read, read_live
 from app.live import LiveRun, live_panels, notice
-from app.service import Service
+from app.service import MAX_TOGETHER, Service
 from app.theme import CSS, studio_theme
 from moespec import RunSummary
 
@@ -32,6 +32,7 @@ ENDINGS = {
     "stopped": "Stopped.",
     "stop": "Ended at a stop text.",
 }
+BESIDE = " Written beside other visitors' answers: the times are those of steps that are shared."
 History = list[dict[str, Any]]
 
 
@@ -128,7 +129,7 @@ def _wire(page: gr.Blocks, service: Service, controls: Controls, **parts: Any) -
 
     ticket = gr.State(0)  # of the answer asked for last
     engine_turn: dict[str, Any] = {
-        "concurrency_limit": 1,
+        "concurrency_limit": MAX_TOGETHER,
         "concurrency_id": "engine",
         "show_progress": "hidden",
         # By default the browser drops an answer that is asked for before it has heard of the last one's end.
@@ -159,10 +160,9 @@ def _wire(page: gr.Blocks, service: Service, controls: Controls, **parts: Any) -
 def _join_queue(service: Service, request: gr.Request) -> tuple[int, dict]:
     """(the ticket, what the live panels say)"""
     place = service.enter(request.session_hash or "")
-    if place.num_before == 0:
+    if place.num_before < MAX_TOGETHER:
         return place.ticket, notice("waiting", "Reading the prompt…")
-    others = "Another visitor's answer is" if place.num_before == 1 else f"{place.num_before} visitors' answers are"
-    message = f"{others} written first: one at a time, so that figures stay true. Yours comes after."
+    message = f"{MAX_TOGETHER} answers are written at a time, and {place.num_before} came first. Yours comes after."
     return place.ticket, notice("waiting", message)
 
 
@@ -190,6 +190,8 @@ def _answer(service: Service, messages: History, values: tuple, visit: Visit) ->
             layers += [step.layers for step in steps if step.layers]
             if steps[0].kind == "prefill" and settings.budget.is_lossless and not steps[0].lossless:
                 remark += " Lossy already: what stands before was written under a budget. Clear begins anew."
+            if service.num_beside(visit.session) and BESIDE not in remark:
+                remark += BESIDE
             frame = run.frame(steps, f"{remark} {_ending(steps[-1].summary)}".strip())
             yield _shown([*messages, answered]), frame, gr.skip(), gr.skip()
         if frame is None:

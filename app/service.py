@@ -1,8 +1,12 @@
-"""The only file that talks to the engine: one engine, one answer at a time, settings that move while text streams."""
+"""The only file that talks to the engine: a few answers side by side, settings that move while text streams.
+
+One thread loads the engine and then steps it; visitors' streams take their steps from queues.
+"""
 
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moespec import EMBEDDED_TARGET, BudgetConfig, Control, GenerationConfig, StepTrace, TreeConfig
+from moespec import EMBEDDED_TARGET, BudgetConfig, Control, GenerationConfig, Request, StepTrace, TreeConfig
 
 if TYPE_CHECKING:
-    from moespec import Engine, EngineInfo
+    from moespec import Batch, Engine, EngineInfo
 
-MAX_WAITING = 12
+MAX_TOGETHER = 4  # answers that are written side by side
+MAX_WAITING = 12  # those included
 FRAME_S = 0.05  # 20 frames a second is what a page keeps up with
 Step = list[StepTrace]
 
@@ -39,28 +44,40 @@ class Service:
     def __init__(self, target: str | Path = EMBEDDED_TARGET) -> None:
         self._target = target
         self._engine: Engine | None = None
+        self._batch: Batch | None = None
         self._error = ""
-        self._ready = threading.Event()
+        self._ready, self._asked = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._places: dict[str, Place] = {}  # of everyone whose answer is being written or waited for, in order
         self._tickets = 0
-        self._loader: threading.Thread | None = None
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to load, once."""
         with self._lock:
-            if self._loader is None:
-                self._loader = threading.Thread(target=self._load, daemon=True)
-                self._loader.start()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        self._load()
+        while self._batch is not None:
+            self._asked.wait()
+            self._asked.clear()
+            try:
+                while self._batch.step():
+                    pass
+            except Exception:
+                logging.exception("a step failed")  # those whose step it was have been told
 
     def _load(self) -> None:
         try:
-            from moespec import Engine  # here, because torch and transformers take seconds
+            from moespec import Batch, Engine  # here, because torch and transformers take seconds
 
             engine = Engine.from_pretrained(self._target)
             for _ in engine.generate("Hello", GenerationConfig(max_new_tokens=4), BudgetConfig(budget=16)):
                 pass  # the first steps are the slow ones: let them be ours
-            self._engine = engine
+            self._engine, self._batch = engine, Batch(engine, MAX_TOGETHER)
         except ValueError as error:
             self._error = str(error)
         except Exception as error:
@@ -97,6 +114,10 @@ class Service:
             self._tickets += 1
             place = self._places[session] = Place(self._tickets, len(self._places))
             return place
+
+    def num_beside(self, session: str) -> int:
+        """How many others' answers are being written."""
+        return sum(place.begun for name, place in list(self._places.items()) if name != session)
 
     def expects(self, session: str, ticket: int) -> bool:
         """Whether this visitor has joined the queue with this ticket and not left it."""
@@ -161,14 +182,33 @@ class Service:
             if place is None or place.ticket != ticket:
                 return
             place.begun = True
-        pending: Step = []
-        shown = 0.0
         try:
             self.engine.check_budget(budget)
-            for step in self.engine.generate(messages, generation, budget, tree, place.control):
-                pending.append(step)
-                if step.summary is not None or time.monotonic() - shown >= FRAME_S:
-                    yield pending
-                    pending, shown = [], time.monotonic()
+            yield from _frames(self._ask(Request(messages, generation, budget, tree, place.control)))
         finally:
             self.leave(session, place.ticket)
+
+    def _ask(self, request: Request) -> Iterator[StepTrace]:
+        """The steps of an answer, as the engine's thread makes them."""
+        assert self._batch is not None, "the engine has been waited for"
+        outcomes: queue.SimpleQueue[StepTrace | BaseException] = queue.SimpleQueue()
+        self._batch.join(request, outcomes.put)
+        self._asked.set()
+        while True:
+            outcome = outcomes.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
+            if outcome.summary is not None:
+                return
+
+
+def _frames(steps: Iterator[StepTrace]) -> Iterator[Step]:
+    """The steps as they are shown: a frame's at a time, the last ones always."""
+    pending: Step = []
+    shown = 0.0
+    for step in steps:
+        pending.append(step)
+        if step.summary is not None or time.monotonic() - shown >= FRAME_S:
+            yield pending
+            pending, shown = [], time.monotonic()

@@ -27,7 +27,7 @@ from moespec.types import DraftTree
 if TYPE_CHECKING:
     from moespec.engine import Engine
 
-Deliver = Callable[[StepTrace | Exception], None]
+Deliver = Callable[[StepTrace | BaseException], None]
 Result = TypeVar("Result")
 
 
@@ -92,11 +92,12 @@ class Batch:
                 self._admit()
                 committed = [pair for group in _groups(self._draft()) for pair in self._verify(group)]
                 for member, step in committed:
-                    self._hand_out(member, member.run.finished(step, member.began))
-            except BaseException:  # no request's error: an interrupt, say
+                    last = self._own_part(member, partial(member.run.finished, step, member.began))
+                    if last is not None:
+                        self._hand_out(member, last)
+            except BaseException as error:  # no request's own: an interrupt, say
                 for member in list(self._members):
-                    member.seat.forget()
-                    self._leave(member)
+                    self._fail(member, error)
                 raise
         return bool(self._members or self._waiting)
 
@@ -115,7 +116,7 @@ class Batch:
             token_ids, request, deliver = self._waiting.popleft()
             try:
                 seat = self._engine.seat_for(token_ids)
-            except ValueError as error:
+            except Exception as error:
                 deliver(error)
                 continue
             member = _Member(self._engine.run_at(seat, token_ids, request), seat, deliver, began)
@@ -186,7 +187,7 @@ class Batch:
             self._fail(member, error)
             return None
 
-    def _fail(self, member: _Member, error: Exception) -> None:
+    def _fail(self, member: _Member, error: BaseException) -> None:
         member.seat.forget()
         self._leave(member)
         member.deliver(error)
@@ -216,7 +217,7 @@ def _groups(turns: list[_Turn]) -> list[list[_Turn]]:
 def answers(engine: Engine, requests: Iterable[Request], max_requests: int) -> Iterator[tuple[int, StepTrace]]:
     """`Engine.generate_batch`."""
     batch = Batch(engine, max_requests)
-    outcomes: deque[tuple[int, StepTrace | Exception]] = deque()
+    outcomes: deque[tuple[int, StepTrace | BaseException]] = deque()
     for number, request in enumerate(requests):
         try:
             batch.join(request, partial(_put, outcomes, number))
@@ -225,19 +226,19 @@ def answers(engine: Engine, requests: Iterable[Request], max_requests: int) -> I
     return _drive(batch, outcomes)
 
 
-def _put(outcomes: deque, number: int, outcome: StepTrace | Exception) -> None:
+def _put(outcomes: deque, number: int, outcome: StepTrace | BaseException) -> None:
     outcomes.append((number, outcome))
 
 
-def _drive(batch: Batch, outcomes: deque[tuple[int, StepTrace | Exception]]) -> Iterator[tuple[int, StepTrace]]:
-    failed: list[Exception] = []
+def _drive(batch: Batch, outcomes: deque[tuple[int, StepTrace | BaseException]]) -> Iterator[tuple[int, StepTrace]]:
+    failed: list[BaseException] = []
     anyone = True
     try:
         while anyone:
             anyone = batch.step()
             while outcomes:
                 number, outcome = outcomes.popleft()
-                if isinstance(outcome, Exception):
+                if isinstance(outcome, BaseException):
                     failed.append(outcome)
                 else:
                     yield number, outcome

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moespec import BudgetConfig, Engine, RunSummary
+    from moespec import Engine
 
 CALIBRATIONS = ("similarity", "sensitivity", "acceptance")
 
@@ -85,38 +84,13 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_generate(commands: Any) -> None:
+    from moespec.generate_cli import add_arguments, generate
+
     parser = commands.add_parser("generate", help="stream an answer to the terminal")
     parser.add_argument("prompt")
     _add_model_arguments(parser)
-    parser.add_argument("--budget", default="none", metavar="N|none", help="experts per layer while a tree is verified")
-    parser.add_argument("--coverage", type=float, metavar="P", help="instead: the fewest experts with this router mass")
-    parser.add_argument("--policy", default="substitution", help="substitution, truncation or NAME[:key=value,...]")
-    parser.add_argument("--score", default="softmax", help="softmax (the paper's) or natural")
-    parser.add_argument("--row-weight", default="uniform", help="uniform (the paper's), depth or path")
-    parser.add_argument("--protect-root", action="store_true", help="never take an expert from the root")
-    parser.add_argument(
-        "--tree",
-        metavar="TOTAL,DEPTH,TOPK[,MINP]",
-        help="draft tree: rows with the root, levels, branching, least likely path",
-    )
-    parser.add_argument(
-        "--governor",
-        default="fixed",
-        metavar="NAME",
-        help="decides tree and budget step by step: fixed, evict, cascade-like, utility, utility:floor=P",
-    )
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--ignore-eos", action="store_true")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="may be given more than once")
-    parser.add_argument("--raw", action="store_true", help="no chat template")
-    parser.add_argument("--no-thinking", action="store_true", help="turn off the template's switch for thinking aloud")
-    parser.add_argument("--json", action="store_true", help="one JSON object per step and, last, the summary")
-    parser.add_argument("--trace", type=Path, metavar="FILE", help="also write the trace as JSON lines")
-    parser.set_defaults(handler=_generate)
+    add_arguments(parser)
+    parser.set_defaults(handler=lambda args: generate(args, _load))
 
 
 def _add_bench(commands: Any) -> None:
@@ -165,26 +139,28 @@ def _add_inspect_experts(inspect: argparse.ArgumentParser) -> None:
 
 
 def _add_advise(parser: argparse.ArgumentParser) -> None:
-    from moespec.advise.cli import EPILOG, add_arguments, print_advice
+    from moespec.advise.cli import EPILOG, add_arguments
 
     parser.epilog = EPILOG
     _add_model_arguments(parser)
     add_arguments(parser)
-    parser.set_defaults(handler=lambda args: print_advice(args, _load))
+    parser.set_defaults(handler=_advise)
+
+
+def _advise(args: argparse.Namespace) -> int:
+    from moespec.advise.cli import print_advice
+
+    _use_threads(args)  # this machine is measured with them
+    return print_advice(args, _load)
 
 
 def _load(args: argparse.Namespace) -> Engine:
-    import torch
     from transformers.utils import logging
 
     from moespec import EMBEDDED_TARGET, Engine
 
     logging.disable_progress_bar()  # stderr is for errors alone
-
-    if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"threads={args.threads} is not allowed: use 1 or more.")
-        torch.set_num_threads(args.threads)
+    _use_threads(args)
     return Engine.from_pretrained(
         args.target or EMBEDDED_TARGET,
         args.drafter,
@@ -196,95 +172,20 @@ def _load(args: argparse.Namespace) -> Engine:
     )
 
 
+def _use_threads(args: argparse.Namespace) -> None:
+    import torch
+
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"threads={args.threads} is not allowed: use 1 or more.")
+        torch.set_num_threads(args.threads)
+
+
 def _layers(text: str) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(part.isdecimal() for part in parts):
         raise ValueError(f"taps={text!r} is not a list of layers, such as 2,8,15.")
     return tuple(int(part) for part in parts)
-
-
-def _budget(args: argparse.Namespace) -> BudgetConfig:
-    from moespec import BudgetConfig
-    from moespec.config import POLICIES
-    from moespec.policies.parsing import parse_policy
-    from moespec.policies.profiles import profiles_folder
-
-    if args.policy not in POLICIES:
-        apart = (args.budget, args.coverage, args.score, args.row_weight, args.protect_root)
-        if apart != ("none", None, "softmax", "uniform", False):
-            raise ValueError(
-                f"--policy {args.policy} says it all: --budget, --coverage, --score, --row-weight and --protect-root "
-                "go with substitution or truncation; write moe-spec:b=12,score=natural,row-weight=path,root."
-            )
-        return parse_policy(args.policy, profiles_folder(args.target, args.profiles))
-    if args.budget != "none" and not args.budget.removeprefix("-").isdecimal():
-        raise ValueError(f"budget={args.budget!r} is not a number of experts, nor none.")
-    return BudgetConfig(
-        budget=None if args.budget == "none" else int(args.budget),
-        coverage=args.coverage,
-        policy=args.policy,
-        score=args.score,
-        row_weight=args.row_weight,
-        protect_root=args.protect_root,
-    )
-
-
-def _generate(args: argparse.Namespace) -> int:
-    from moespec import Control, GenerationConfig, TreeConfig, write_trace
-    from moespec.governors import parse_governor
-    from moespec.profile import profile_costs
-
-    generation = GenerationConfig(
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        seed=args.seed,
-        ignore_eos=args.ignore_eos,
-        stop=tuple(args.stop),
-        raw=args.raw,
-        thinking=not args.no_thinking,
-    )
-    if args.trace is not None and not args.trace.absolute().parent.is_dir():
-        raise ValueError(f"{args.trace} cannot be written: its folder does not exist.")
-    budget = _budget(args)
-    tree = TreeConfig() if args.tree is None else TreeConfig.parse(args.tree)
-    engine = _load(args)
-    engine.check_budget(budget)
-    governor = parse_governor(args.governor, lambda: profile_costs(engine))
-    control = Control()
-    steps = engine.generate(args.prompt, generation, budget, tree, control, governor)
-    previous = signal.signal(signal.SIGINT, lambda *_: control.stop())  # the step under way ends, the summary follows
-    seen = []
-    try:
-        for step in steps:
-            if args.json:
-                values = step.to_json()
-                values.pop("summary")
-                print(json.dumps(values), flush=True)
-            else:
-                print(step.text, end="", flush=True)
-            if args.trace is not None:
-                seen.append(step)
-            if step.summary is not None:
-                summary = step.summary
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if args.trace is not None:
-        write_trace(args.trace, engine.header(args.prompt, generation, budget, tree, governor), seen)
-    print(json.dumps(vars(summary)) if args.json else _summary_lines(summary))
-    return 0
-
-
-def _summary_lines(summary: RunSummary) -> str:
-    experts = "no tree steps"
-    if summary.experts_natural is not None:
-        experts = f"experts per layer {summary.experts_natural:.1f} natural, {summary.experts_active:.1f} read"
-    return (
-        f"\n\n{len(summary.token_ids)} tokens, {summary.tokens_per_s:.1f} tokens/s, "
-        f"{summary.tokens_per_step:.2f} tokens per step; {experts}; router mass kept {summary.mass_kept:.3f}; "
-        f"{'lossless' if summary.lossless else 'lossy'}; ended by {summary.finish_reason}"
-    )
 
 
 def _bench_decode(args: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """What a drafter gets accepted, as trees that could be asked for and what their steps come to.
 
-Owns the three ways to know it: typed in by depth, typed in as tokens per step, read from a record. Measuring is
-`measure.py`'s. Knows nothing of costs.
+Owns the three ways to know it before a model is loaded: typed in by depth, typed in as tokens per step, read from a
+record. Measuring is `probes.py`'s. Knows nothing of costs.
 """
 
 from __future__ import annotations

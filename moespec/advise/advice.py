@@ -21,7 +21,6 @@ from moespec.lean import MAX_HIDDEN_SIZE
 
 # The mean fall of accepted tokens under the paper's budgets, about half of the experts: arXiv 2602.16052, second-hand.
 ACCEPTED_UNDER_BUDGET = 1 - 0.014
-FREE = ("none", "ngram")  # drafters that read no weights
 USUAL_ROWS = 16  # of the tree that is named where no other is asked for
 
 
@@ -98,7 +97,7 @@ def advise(
     device        "auto", "cpu" or "cuda": this machine, measured now; a name of `DEVICE_NAMES`; or a `Device`
     acceptance, accepted   as `parse_rates` and `parse_tokens` read them; neither: what was recorded of the embedded
                   pair, and for any other model no verdict
-    drafter       one of `FREE`; anything else is taken for a usual EAGLE-3 head
+    drafter       "ngram" reads no weights; anything else is taken for a usual EAGLE-3 head
     dtype         of the weights; "auto" as the engine loads them
     revision      of a hub id: a branch, tag or commit
     context       positions whose keys and values a step reads
@@ -108,12 +107,14 @@ def advise(
     """
     if acceptance is not None and accepted is not None:
         raise ValueError(f"acceptance={acceptance} and accepted={accepted} exclude each other: give one.")
+    if drafter == "none":
+        raise ValueError("drafter='none' drafts nothing to advise on: leave it out, or name the drafter.")
     typed = None if acceptance is None else parse_rates(acceptance)
     typed = typed if accepted is None else parse_tokens(accepted)
     found = device if isinstance(device, Device) else find_device(device)
     model = describe_target(target, revision, dtype, found.kind == "cpu", context)
     unions = unions_of(model.shape)
-    draft = FREE_DRAFTS if drafter in FREE else _usual_head(model, found)
+    draft = FREE_DRAFTS if drafter == "ngram" else _usual_head(model, found)
     costs = ModelledCosts(model.shape, found, draft, model.kv_bytes, unions.expected)
     known = typed or _recorded(model.shape)
     least = checked_least_budget(least_budget, model.shape)

@@ -19,7 +19,6 @@ from moespec.published import PUBLISHED
 from moespec.shapes import shape_of
 
 PROMPTS = Path(__file__).resolve().parents[2] / "assets" / "bench" / "prompts.jsonl"
-NUM_PROMPTS = 32
 EPILOG = (
     f"Without --measure nothing is loaded: --target may then be a config file or one of {', '.join(PUBLISHED)}, "
     f"--device one of {', '.join(DEVICE_NAMES)}."
@@ -37,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, default=0, metavar="N", help="positions in the cache")
     parser.add_argument("--least-budget", type=int, metavar="B", help="smallest budget to choose (half of the experts)")
     parser.add_argument("--measure", action="store_true", help="load the pair and measure it here")
-    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="--measure: how long steps are timed")
+    parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="--measure: how long steps are timed")
+    parser.add_argument("--limit", type=int, metavar="N", help="--measure: so many of the benchmark's prompts, not all")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the text")
 
 
@@ -66,7 +66,7 @@ def print_advice(args: argparse.Namespace, load: Callable[[argparse.Namespace], 
         engine = load(args)
         shape = shape_of(engine.target.model, engine.name)
         least = checked_least_budget(args.least_budget, shape)
-        measured = measure_advice(engine, shape, _prompts(engine), least, args.seconds)
+        measured = measure_advice(engine, shape, _prompts(engine, args.limit), least, args.seconds)
         if not args.json:
             print("\n" + measured_text(measured, advice))
     if args.json:
@@ -75,8 +75,8 @@ def print_advice(args: argparse.Namespace, load: Callable[[argparse.Namespace], 
     return 0
 
 
-def _prompts(engine: Engine) -> list[list[int]]:
+def _prompts(engine: Engine, limit: int | None) -> list[list[int]]:
     """The benchmark's prompts where the model takes chats, else the profile's own."""
     if getattr(engine.target.tokenizer, "chat_template", None) is None:
         return built_in_prompts(engine)
-    return [prompt.token_ids for prompt in read_prompts(PROMPTS, engine, NUM_PROMPTS)]
+    return [prompt.token_ids for prompt in read_prompts(PROMPTS, engine, limit)]

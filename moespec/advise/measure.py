@@ -126,7 +126,7 @@ def measure_advice(
     error = table.held_out_error
     costs = BoundedCosts(MeasuredCosts(table), [(MeasuredCosts(table, 1 + error), MeasuredCosts(table, 1 - error))])
     ladder = budget_ladder(shape.top_k, shape.num_experts)
-    kept = kept_by_budget(engine, prompts[::2], ladder)  # pairs need fewer
+    kept = kept_by_budget(engine, prompts[::4], ladder)  # pairs need fewer
 
     def fastest(budget: int | None) -> Choice | None:
         return choose(acceptance, costs, [budget], lambda num_rows, budget: kept[budget])

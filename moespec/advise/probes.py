@@ -18,10 +18,11 @@ from moespec.config import BudgetConfig, GenerationConfig, TreeConfig
 from moespec.control import Control
 from moespec.engine import Engine
 from moespec.profile import NUM_TOKENS, conversation
-from moespec.trace import StepTrace
+from moespec.trace import RunSummary, StepTrace
 
 USUAL = TreeConfig(16, 8, 3, min_path_p=0)  # the tree that budgets are compared on
 PLACES_APART = 8  # tokens between the trees that budgets are compared at
+LEAST_TOKENS = 8  # of an answer whose speed counts
 NUM_RESAMPLES = 2000
 
 
@@ -51,10 +52,7 @@ def kept_by_budget(engine: Engine, prompts: Sequence[list[int]], budgets: Sequen
     """
     accepted: dict[int | None, int] = dict.fromkeys((None, *budgets), 0)
     for prompt in prompts:
-        engine.forget()
-        *_, last = engine.generate(prompt, GenerationConfig(max_new_tokens=NUM_TOKENS))
-        assert last.summary is not None
-        answer = last.summary.token_ids
+        answer = _answer(engine, prompt, USUAL, BudgetConfig()).token_ids
         for place in range(len(answer) - 1, 0, -PLACES_APART):
             for budget in accepted:
                 accepted[budget] += _num_accepted(engine, prompt + answer[:place], budget)
@@ -70,23 +68,32 @@ def _num_accepted(engine: Engine, token_ids: list[int], budget: int | None) -> i
 
 
 def confirm(engine: Engine, choices: dict[str, Choice], prompts: Sequence[list[int]]) -> dict[str, dict[str, Any]]:
-    """What is recommended, run beside plain decoding on every prompt in turn: ratios of tokens/s, paired by prompt."""
+    """What is recommended, run beside plain decoding on every prompt in turn: ratios of tokens/s, paired by prompt.
+
+    Answers run to their end. A prompt that some setting answers with a few tokens counts for none; if all are, nothing
+    is confirmed.
+    """
     settings = {"plain": (TreeConfig(1), BudgetConfig())}
     settings |= {
         name: (TreeConfig.parse(choice.tree), BudgetConfig(budget=choice.budget)) for name, choice in choices.items()
     }
-    speeds: dict[str, list[float]] = {name: [] for name in settings}
-    generation = GenerationConfig(max_new_tokens=NUM_TOKENS, ignore_eos=True)
-    names = [*settings]
     for tree, budget in settings.values():
-        *_, _ = engine.generate(prompts[0], generation, budget, tree)  # what is prepared once is in no figure
+        _answer(engine, prompts[0], tree, budget)  # what is prepared once is in no figure
+    names, by_prompt = [*settings], []
     for number, prompt in enumerate(prompts):
         start = number % len(names)
-        for name in names[start:] + names[:start]:
-            tree, budget = settings[name]
-            engine.forget()
-            *_, last = engine.generate(prompt, generation, budget, tree)
-            assert last.summary is not None
-            speeds[name].append(last.summary.tokens_per_s)
+        answers = {name: _answer(engine, prompt, *settings[name]) for name in names[start:] + names[:start]}
+        if min(len(answer.token_ids) for answer in answers.values()) > LEAST_TOKENS:
+            by_prompt.append({name: answer.tokens_per_s for name, answer in answers.items()})
     engine.forget()
+    if not by_prompt:
+        return {}
+    speeds = {name: [found[name] for found in by_prompt] for name in names}
     return {name: paired_ratio(speeds[name], speeds["plain"]) for name in choices}
+
+
+def _answer(engine: Engine, prompt: list[int], tree: TreeConfig, budget: BudgetConfig) -> RunSummary:
+    engine.forget()
+    *_, last = engine.generate(prompt, GenerationConfig(max_new_tokens=NUM_TOKENS), budget, tree)
+    assert last.summary is not None
+    return last.summary

@@ -63,20 +63,20 @@ class BatchArm:
     def _write(self, engine: Engine, prompts: Sequence[list[int]], num_tokens: int) -> Sample:
         engine.forget()
         generation = GenerationConfig(max_new_tokens=num_tokens, ignore_eos=True)
-        batch, outcomes = Batch(engine, self.size), list[StepTrace | Exception]()
+        batch, outcomes = Batch(engine, self.size), list[StepTrace | BaseException]()
         for prompt in prompts:
             batch.join(Request(prompt, generation, self.budget, self.tree), outcomes.append)
         batch.step()  # reads the prompts
         outcomes.clear()
         seconds = 0.0
-        while not any(isinstance(outcome, Exception) or outcome.summary for outcome in outcomes):
+        while not any(isinstance(outcome, BaseException) or outcome.summary for outcome in outcomes):
             began = time.perf_counter()
             batch.step()
             seconds += time.perf_counter() - began
         batch.close()
         steps = [outcome for outcome in outcomes if isinstance(outcome, StepTrace)]
         if len(steps) < len(outcomes):
-            raise next(outcome for outcome in outcomes if isinstance(outcome, Exception))
+            raise next(outcome for outcome in outcomes if isinstance(outcome, BaseException))
         return Sample(sum(len(step.token_ids) for step in steps), seconds, steps)
 
 

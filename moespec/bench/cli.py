@@ -6,7 +6,9 @@ import argparse
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +17,7 @@ from moespec.bench.contestants import Contestants
 from moespec.bench.kernels import Settings, bench_kernels
 from moespec.bench.layers import DTYPE_NAMES, SHAPE_NAMES
 from moespec.bench.machine import checked_out_commit
-from moespec.bench.measure import measure, read_prompts
+from moespec.bench.measure import BenchPrompt, measure, read_prompts
 from moespec.bench.report import arm_record, ratios, table
 from moespec.bench.roofline import LEGEND, fit_table, layer_table, target_lines
 from moespec.bench.routings import BUDGETS, ROWS
@@ -29,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arms", metavar="LIST", help="names joined by spaces; default: all. See moespec/bench/arms.py"
     )
+    add_prompt_arguments(parser)
+
+
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of benchmarks whose arms write the same prompts."""
     parser.add_argument("--limit", type=int, metavar="N", help="use N of the prompts, spread over all sources")
     parser.add_argument("--follow", type=int, default=16, metavar="N", help="measure agreement on N of them")
     parser.add_argument("--prompts", type=Path, default=PROMPTS)
@@ -36,18 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the record as the last line, instead of a table")
 
 
-def bench_decode(engine: Engine, target: str | Path, args: argparse.Namespace) -> int:
-    """Measure and print. The reference is loaded again from `target`: an untouched transformers model."""
+def chosen_prompts(engine: Engine, args: argparse.Namespace) -> list[BenchPrompt]:
+    """The prompts asked for. ValueError for what cannot be measured on them."""
     if engine.drafter is None:
-        raise ValueError("bench decode compares drafting with not drafting: give it a drafter.")
+        raise ValueError("this benchmark compares drafting with not drafting: give it a drafter.")
     if args.max_new_tokens < 2:
         raise ValueError(f"max-new-tokens={args.max_new_tokens} is not allowed: use 2 or more.")
     if args.follow < 1:
         raise ValueError(f"follow={args.follow} is not allowed: use 1 or more.")
-    arms = parse_arms(args.arms, profiles_folder(args.target, args.profiles))
-    for arm in arms:
-        if arm.budget is not None:
-            engine.check_budget(arm.budget)
     prompts = read_prompts(args.prompts, engine, args.limit)
     longest = max(len(prompt.token_ids) for prompt in prompts)
     if longest + args.max_new_tokens > engine.info.max_context:
@@ -55,15 +58,15 @@ def bench_decode(engine: Engine, target: str | Path, args: argparse.Namespace) -
             f"the longest prompt has {longest} tokens: with max-new-tokens={args.max_new_tokens} it leaves the context "
             f"of {engine.info.max_context}."
         )
-    contestants = Contestants(engine, target, args.max_new_tokens)
-    speeds = contestants.choose_experts(prompts[0].token_ids)
-    measured = measure(contestants, arms, prompts, args.follow, lambda line: print(line, file=sys.stderr, flush=True))
-    records = [arm_record(entry) for entry in measured]
-    found = ratios(measured)
-    document = {
+    return prompts
+
+
+def record_head(engine: Engine, args: argparse.Namespace, prompts: Sequence[BenchPrompt]) -> dict[str, Any]:
+    """What a record's figures are of: machine, commit, models, prompts."""
+    return {
         "device": engine.card(),
         "commit": checked_out_commit(),
-        "model": {"name": engine.name, "drafter": engine.drafter.name},
+        "model": {"name": engine.name, "drafter": engine.info.drafter_name},
         "prompts": {
             "file": args.prompts.name,
             "sha256": hashlib.sha256(args.prompts.read_bytes()).hexdigest(),
@@ -71,6 +74,22 @@ def bench_decode(engine: Engine, target: str | Path, args: argparse.Namespace) -
             "num_followed": min(args.follow, len(prompts)),
             "max_new_tokens": args.max_new_tokens,
         },
+    }
+
+
+def bench_decode(engine: Engine, target: str | Path, args: argparse.Namespace) -> int:
+    """Measure and print. The reference is loaded again from `target`: an untouched transformers model."""
+    arms = parse_arms(args.arms, profiles_folder(args.target, args.profiles))
+    for arm in arms:
+        if arm.budget is not None:
+            engine.check_budget(arm.budget)
+    prompts = chosen_prompts(engine, args)
+    contestants = Contestants(engine, target, args.max_new_tokens)
+    speeds = contestants.choose_experts(prompts[0].token_ids)
+    measured = measure(contestants, arms, prompts, args.follow, lambda line: print(line, file=sys.stderr, flush=True))
+    records = [arm_record(entry) for entry in measured]
+    found = ratios(measured)
+    document = record_head(engine, args, prompts) | {
         "transformers_experts": {"chosen": contestants.experts_implementation, "tokens_per_s": speeds},
         "ratios": found,
         "arms": records,

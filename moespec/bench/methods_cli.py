@@ -7,7 +7,6 @@ measured is `measure.py`'s, which arms there are `methods.py`'s.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import statistics
 import sys
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from moespec.bench.arms import LARGE, Arm
-from moespec.bench.cli import PROMPTS
+from moespec.bench.cli import add_prompt_arguments, chosen_prompts, record_head
 from moespec.bench.contestants import Contestants
-from moespec.bench.machine import checked_out_commit
-from moespec.bench.measure import ArmMeasurements, BenchPrompt, measure, read_prompts
+from moespec.bench.measure import ArmMeasurements, BenchPrompt, measure
 from moespec.bench.methods import baseline_arms, governed_arms, matched_arms, swept_arms
 from moespec.bench.report import arm_record, paired_ratio
 from moespec.engine import Engine
@@ -33,25 +31,21 @@ MAX_ANSWER_TOKENS = 160
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--experts", type=float, default=12.0, metavar="N", help="experts per layer to match")
     parser.add_argument("--floors", type=float, nargs="+", default=[0.7, 0.85], metavar="P", help="utility's floors")
-    parser.add_argument("--limit", type=int, metavar="N", help="use N of the prompts, spread over all sources")
-    parser.add_argument("--follow", type=int, default=16, metavar="N", help="measure agreement on N of them")
     parser.add_argument("--questions", type=int, default=10, metavar="N", help="of each family, for exact match")
-    parser.add_argument("--prompts", type=Path, default=PROMPTS)
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--json", action="store_true", help="the record as the last line, instead of tables")
+    add_prompt_arguments(parser)
 
 
 def bench_methods(engine: Engine, target: str | Path, args: argparse.Namespace) -> int:
     """Measure and print."""
-    if engine.drafter is None:
-        raise ValueError("bench methods compares ways to verify drafts: give it a drafter.")
-    for name, least in (("follow", 1), ("questions", 0), ("max_new_tokens", 2)):
-        if getattr(args, name) < least:
-            raise ValueError(f"{name.replace('_', '-')}={getattr(args, name)} is not allowed: use {least} or more.")
+    if args.questions < 0:
+        raise ValueError(f"questions={args.questions} is not allowed: use 0 or more.")
+    wrong = [floor for floor in args.floors if not 0 < floor <= 1]
+    if wrong:
+        raise ValueError(f"floors={wrong[0]:g} is not allowed: use above 0 and at most 1.")
     low, high = engine.target.top_k, engine.target.num_experts
     if not low <= args.experts <= high:
         raise ValueError(f"experts={args.experts:g} is outside {low} to {high}, this model's top-k and experts.")
-    prompts = read_prompts(args.prompts, engine, args.limit)
+    prompts = chosen_prompts(engine, args)
     profiles = profiles_folder(args.target, args.profiles)
     some = [prompt.token_ids for prompt in prompts[:: max(1, len(prompts) // 6)]]
     matched = list(matched_arms(engine, args.experts, some, profiles, _progress))
@@ -60,18 +54,8 @@ def bench_methods(engine: Engine, target: str | Path, args: argparse.Namespace) 
     contestants = Contestants(engine, target, args.max_new_tokens)
     measured = measure(contestants, arms, prompts, args.follow, _progress)
     scores = _exact_match(engine, arms, args.questions)
-    document: dict[str, Any] = {
-        "device": engine.card(),
-        "commit": checked_out_commit(),
-        "model": {"name": engine.name, "drafter": engine.info.drafter_name},
-        "prompts": {
-            "file": args.prompts.name,
-            "sha256": hashlib.sha256(args.prompts.read_bytes()).hexdigest(),
-            "num_prompts": len(prompts),
-            "num_followed": min(args.follow, len(prompts)),
-            "num_questions": len(own_items(args.questions, seed=0)) if args.questions else 0,
-            "max_new_tokens": args.max_new_tokens,
-        },
+    document = record_head(engine, args, prompts) | {
+        "num_questions": len(own_items(args.questions, seed=0)) if args.questions else 0,
         "matched": {"experts_per_layer": args.experts, "tree": LARGE.numbers, "arms": [arm.key for arm in matched]},
         "arms": [_record(entry, scores) for entry in measured],
         "governors": _governor_ratios(measured, prompts),

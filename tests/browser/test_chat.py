@@ -77,17 +77,19 @@ def test_a_message_sent_at_the_very_end_of_an_answer_is_answered(visitor):
     expect(page.locator("#chat .bot")).to_have_count(2, timeout=LONG)
 
 
-def test_a_second_visitor_is_told_to_wait_and_served(watcher, browser, unhurried_address):
+def test_a_second_visitor_is_served_beside_the_first(watcher, browser, unhurried_address):
     second = Visitor(browser, unhurried_address)
     watcher.ask_for_a_long_answer("Tell me a long story about a cat.")
     watcher.wait("writing")
+    second.set_budget(20)  # other than the first one's
     second.ask("What is 2 + 3?")
-    second.wait("waiting")
-    expect(second.page.locator(".mss-message")).to_contain_text("Yours comes after")
+    second.page.wait_for_selector(f'{FRAME}[data-status="done"][data-budget="20"]', timeout=LONG)
+    expect(second.page.locator(".mss-message")).to_contain_text("beside other visitors' answers")
+    assert second.answer.strip()
+    assert watcher.page.locator(FRAME).get_attribute("data-status") == "writing"
+    assert watcher.page.locator(FRAME).get_attribute("data-budget") == "12"
     watcher.page.click("#stop")
     watcher.wait("done")
-    second.wait("done")
-    assert second.answer.strip()
     second.page.context.close()
     assert second.errors == []
 

@@ -90,6 +90,7 @@ def test_a_governor_is_held_against_the_fastest_setting_it_might_have_chosen():
         (["--follow", "0"], "follow=0 is not allowed"),
         (["--max-new-tokens", "1"], "max-new-tokens=1 is not allowed"),
         (["--questions", "-1"], "questions=-1 is not allowed"),
+        (["--floors", "0.7", "1.2"], "floors=1.2 is not allowed"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(engine, option, sentence):

@@ -69,8 +69,8 @@ class Knowing(PlantingDrafter):
     """Proposes the next four tokens of the text."""
 
     def propose(self, context):
-        length = len(context.token_ids)
-        following = self._reference[length : length + 4]
+        (text,), length = self._references, len(context.token_ids)
+        following = text[length : length + 4]
         return chain(context.token_ids[-1], following, [-0.1] * len(following), torch.device("cpu"))
 
 
@@ -95,13 +95,14 @@ def test_budgets_are_compared_where_the_text_is_lossless(engine):
     asked, generate = [], knowing.generate
 
     def noting(prompt, generation, *settings):
-        asked.append((tuple(prompt), settings[0].budget if settings else "the text"))
+        asked.append((tuple(prompt), settings[0].budget))
         return generate(prompt, generation, *settings)
 
     knowing.generate = noting
     kept = kept_by_budget(knowing, [prompt], [3, 12])
     assert kept[None] == kept[12] == 1 and 0 <= kept[3] < 1  # the drafter knows the text, the budget breaks it
-    places = [place for place, budget in asked if budget is None]
+    assert asked[0] == (tuple(prompt), None)  # the text
+    places = [place for place, budget in asked[1:] if budget is None]
     assert [place for place, budget in asked if budget == 3] == places
     assert len(places) >= 2 and sorted(set(places), key=len, reverse=True) == places
     assert all(list(place) == text[: len(place)] for place in places)
@@ -127,8 +128,7 @@ def test_the_command_measures_the_embedded_pair(capsys, monkeypatch):
     monkeypatch.setattr(profile, "ROWS", (2, 8))
     monkeypatch.setattr(profile, "DRAFTS", ((2, 3), (4, 3), (4, 8)))
     monkeypatch.setattr("moespec.bench.machine.CPU_BUFFER_BYTES", 1 << 20)
-    monkeypatch.setattr("moespec.advise.cli.NUM_PROMPTS", 2)
-    assert main(["advise", "--measure", "--seconds", "0", "--device", "cpu"]) == 0
+    assert main(["advise", "--measure", "--seconds", "0", "--limit", "3", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
     assert "Left out of the table and predicted by the rest of it" in text
     assert "Run beside plain decoding, lossless:" in text
