@@ -67,6 +67,8 @@ class BatchArm:
         for prompt in prompts:
             batch.join(Request(prompt, generation, self.budget, self.tree), outcomes.append)
         batch.step()  # reads the prompts
+        if any(isinstance(outcome, StepTrace) and outcome.summary for outcome in outcomes):
+            raise ValueError(f"max-new-tokens={num_tokens} is too few: an answer ended before all were under way.")
         outcomes.clear()
         seconds = 0.0
         while not any(isinstance(outcome, BaseException) or outcome.summary for outcome in outcomes):

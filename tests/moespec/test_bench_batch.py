@@ -12,7 +12,7 @@ from moespec.cli import main
 
 
 def test_the_record_is_the_last_line_and_every_arm_stands_against_one_request(capsys):
-    assert main(["bench", "batch", "--json", "--groups", "1", "--sizes", "3", "--max-new-tokens", "8"]) == 0
+    assert main(["bench", "batch", "--json", "--groups", "1", "--sizes", "3", "--max-new-tokens", "32"]) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     rows = {(row["name"].partition(":")[0], row["scope"], row["requests"]): row for row in record["arms"]}
     lossless = [(name, None, size) for name in ("plain", "eagle3") for size in (1, 3)]
@@ -29,11 +29,18 @@ def test_the_record_is_the_last_line_and_every_arm_stands_against_one_request(ca
 def test_only_steps_in_which_all_take_part_are_timed():
     engine = Engine.from_pretrained(EMBEDDED_TARGET)
     prompts = [engine.encode(text) for text in ("Hello!", "Who are you?", "What is 1 + 1?")]
-    sample = BatchArm("eagle3", TreeConfig(), BudgetConfig(), 2).write(engine, prompts[:2], 12)
-    assert len(sample.steps) % 2 == 0 and 0 < sample.num_tokens <= 24
+    sample = BatchArm("eagle3", TreeConfig(), BudgetConfig(), 2).write(engine, prompts[:2], 24)
+    assert len(sample.steps) % 2 == 0 and 0 < sample.num_tokens <= 48
     assert sample.num_tokens == sum(len(step.token_ids) for step in sample.steps)
     assert any(step.summary is not None for step in sample.steps[-2:])
     assert all(step.summary is None for step in sample.steps[:-2])
+    engine.close()
+
+
+def test_answers_that_end_before_all_are_under_way_are_refused():
+    engine = Engine.from_pretrained(EMBEDDED_TARGET)
+    with pytest.raises(ValueError, match="max-new-tokens=2 is too few"):
+        BatchArm("eagle3", TreeConfig(), BudgetConfig(), 1).write(engine, [engine.encode("Hello!")], 2)
     engine.close()
 
 
