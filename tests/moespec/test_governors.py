@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from functools import cache
 
 import pytest
 import torch
@@ -117,6 +118,7 @@ class World:
         kept = sum(masses) / len(masses) if masses else 1.0
         return {"rate": tokens / ms, "rows": rows / num_steps, "plain": plain / num_steps, "mass": kept}
 
+    @cache  # noqa: B019  (a few trees of a few worlds)
     def _chain(self, depth: int) -> DraftTree:
         rows_T = torch.arange(depth + 1)
         mask_TT = torch.ones(depth + 1, depth + 1, dtype=torch.bool).tril()
@@ -156,10 +158,15 @@ def world(name: str) -> World:
     return World(table(**values), **own)
 
 
+@cache
+def fixed_rate(name: str, num_rows: int) -> float:
+    return world(name).run(Fixed(num_rows), 4000, ASKED)["rate"]
+
+
 @pytest.mark.parametrize("name", WORLDS)
 def test_utility_is_as_fast_as_the_best_fixed_length_and_never_slower_than_plain(name):
     known = world(name).table
-    fixed = {rows: world(name).run(Fixed(rows), 4000, ASKED)["rate"] for rows in (1, 2, 3, 4, 6, 8, 12, 16)}
+    fixed = {rows: fixed_rate(name, rows) for rows in (1, 2, 3, 4, 6, 8, 12, 16)}
     found = world(name).run(Utility(known), 4000, ASKED)
     assert found["rate"] >= 0.95 * max(fixed.values())
     assert found["rate"] >= 0.95 / known.plain_ms
@@ -187,11 +194,11 @@ def test_utility_without_a_floor_leaves_the_budget_as_it_is_asked():
 
 
 def test_utility_corrects_a_table_that_promises_too_much_mass():
-    governor = Utility(table(), 0.8)
+    governor, known = Utility(table(), 0.8), World(table(), 0.9)
     for _ in range(300):
         _, budget = governor.settings(ASKED, BudgetConfig())
-        cut, budget = governor.choose(World(table(), 0.9)._chain(12), budget)
-        promised = table().mass_kept(cut.num_rows, budget.budget)
+        cut, budget = governor.choose(known._chain(12), budget)
+        promised = known.table.mass_kept(cut.num_rows, budget.budget)
         governor.observe(Outcome(3, 1.5, promised - 0.1))
     assert promised >= 0.89
 
@@ -199,7 +206,7 @@ def test_utility_corrects_a_table_that_promises_too_much_mass():
 @pytest.mark.parametrize("name", WORLDS)
 def test_cascade_settles_on_the_length_with_the_most_utility(name):
     """Of the lengths it tries; its test phases, a fifth of all steps, cost what they cost."""
-    rates = {rows: world(name).run(Fixed(rows), 4000, ASKED)["rate"] for rows in (1, 2, 4, 8, 16)}
+    rates = {rows: fixed_rate(name, rows) for rows in (1, 2, 4, 8, 16)}
     found = world(name).run(CascadeLike(), 8000, ASKED)
     assert found["rate"] >= 0.8 * max(rates.values())
     if max(rates, key=rates.get) == 1:
