@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from moespec import BudgetConfig, DraftContext, DraftTree, Engine, GenerationConfig, TreeContext
+from moespec import BudgetConfig, DraftContext, DraftTree, Engine, GenerationConfig, Request, TreeContext
 from moespec.budget import MoESpec
 from moespec.routing import RouterOutput, router_scores
 from moespec.tree import chain
@@ -124,6 +124,17 @@ def test_greedy_trees_write_what_generate_writes(case):
     assert summary.token_ids == output[len(prompt()) :]
     assert summary.tokens_per_step >= 2
     assert summary.lossless
+
+
+def test_requests_side_by_side_write_what_generate_writes(case):
+    """Of other lengths, within a window and beyond it, each with its own tree."""
+    name, shared, output = case
+    engine, short = Engine.from_model(tiny_family_model(name), drafter=shared.drafter.fork()), prompt()[:3]
+    expected = tiny_family_model(name).generate(short[None], do_sample=False, max_new_tokens=8)[0].tolist()
+    asked = [Request(prompt(), GenerationConfig(NEW_TOKENS)), Request(short, GenerationConfig(8))]
+    summaries = {number: step.summary for number, step in engine.generate_batch(asked)}
+    assert [summaries[number].token_ids for number in (0, 1)] == [output[len(prompt()) :], expected[3:]]
+    assert all(summary.lossless for summary in summaries.values()) and summaries[0].tokens_per_step >= 2
 
 
 def test_a_budget_of_all_experts_changes_no_bit(case):
