@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from moespec.cost_fits import Sample, fit_twisted_plane, held_out_errors
+from moespec.cost_fits import Sample, fit_twisted_plane, held_out_errors, least_squares
 from moespec.cost_table import CostTable, DraftPoint, Spread, StepPoint
 
 ROWS, BUDGETS, NUM_EXPERTS, TOP_K = (2, 4, 8, 16, 32), (4, 8, 12, None), 16, 4
@@ -102,6 +102,11 @@ def test_the_held_out_error_is_that_of_a_sample_left_out():
     assert max(held_out_errors(fit_twisted_plane, samples)) < 1e-9
     assert held_out_errors(fit_twisted_plane, wrong)[-1] == pytest.approx(2 / 3)  # a third of what was measured
     assert held_out_errors(fit_twisted_plane, samples[:1]) == [float("inf")]
+
+
+def test_errors_count_by_their_share():
+    """The mean of 1 and 3 with the least relative errors: (1 + 1/3) / (1 + 1/9)."""
+    assert least_squares([[1.0], [1.0]], [1.0, 3.0]) == pytest.approx([1.2])
 
 
 def test_a_drafter_that_drafts_nothing_leaves_nothing_to_predict():

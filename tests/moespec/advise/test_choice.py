@@ -93,6 +93,13 @@ def test_what_is_not_known_widens_the_bounds_as_independent_errors_do():
     )
 
 
+def test_a_tree_that_uses_the_memory_badly_takes_longer():
+    costs = modelled(draft=DraftShape(1e9, 1e8))
+    badly = replace(costs, efficiency=0.5)
+    assert badly.predict_ms(16, None, 8) == pytest.approx(2 * (costs.verify_ms(16, None) + costs.draft_ms(8)))
+    assert badly.plain_ms == badly.predict_ms(1, None) == costs.plain_ms
+
+
 def test_a_lossy_choice_pays_with_the_tokens_that_the_budget_costs():
     acceptance = parse_rates("0.8")
     costs = exactly(modelled())
