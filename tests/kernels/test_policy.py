@@ -36,7 +36,7 @@ def test_the_kernel_plans_what_the_engine_plans(family, policy, settings):
         probs_TE = logits_TE.softmax(dim=-1)
         natural_ids_TK = family.selection(logits_TE, probs_TE).topk(top_k).indices
         natural_weights_TK = family.weights(logits_TE, probs_TE, natural_ids_TK, None)
-        depths_T = torch.arange(num_rows, device=DEVICE) // 2
+        depths_T = (torch.arange(num_rows, device=DEVICE) + 1) // 2  # one root
         context = TreeContext(depths_T, -0.3 * depths_T.float() - 0.01, layer=0)
         config = BudgetConfig(policy=policy, **settings)
         scores = RouterScores(logits_TE, probs_TE, natural_ids_TK, natural_weights_TK, family)
