@@ -95,6 +95,7 @@ class Run:
         self.totals = RunTotals()
         self.clock = Clock(self.target.device)
         self.finish_reason: str | None = None
+        self.path: list[int] = []  # rows that the last step accepted, the root first
 
     def steps(self) -> Iterator[StepTrace]:
         """1) prefill, never budgeted; 2) until the end: draft, verify, commit with the settings in force."""
@@ -159,7 +160,9 @@ class Run:
         if self.governor is None or tree.num_rows == 1:
             return aim, tree
         tree, budget = self.governor.choose(tree.without_padding(), aim.budget)
-        return replace(aim, budget=budget, policy=policy_for(budget, self.target.num_experts)), tree
+        if budget is not aim.budget:
+            aim = replace(aim, budget=budget, policy=policy_for(budget, self.target.num_experts))
+        return aim, tree
 
     def to_verify(self, tree: DraftTree) -> Draft:
         return Draft(tree, self.conversation.cache, self.generation)
@@ -176,6 +179,7 @@ class Run:
             conversation.lossy_from = prefix
         emitted, text = self._emit(verdict.token_ids)
         self._keep(verdict.path[: len(emitted)], emitted, prefix, verified.features_TF)
+        self.path = verdict.path[: len(emitted) + 1]
         facts = StepFacts(
             kind="tree" if verified.opinions.tree.num_rows > 1 else "plain",
             token_ids=emitted,
@@ -185,7 +189,7 @@ class Run:
             draft_ms=self.clock.ms(*marks[:2]),
             verify_ms=self.clock.ms(*marks[2:]),
             # Of a step that an end cut short, the rows behind the end were not accepted.
-            tree=(verified.opinions, Verdict(verdict.path[: len(emitted) + 1], emitted)),
+            tree=(verified.opinions, Verdict(self.path, emitted)),
             counts=counts,
             share_read=verified.share_read,
         )
@@ -196,7 +200,8 @@ class Run:
         whole_ms = (time.perf_counter() - began) * 1e3
         step.other_ms = whole_ms - step.draft_ms - step.verify_ms
         if self.governor is not None:
-            self.governor.observe(Outcome(len(step.token_ids), whole_ms, step.mass_kept))
+            rest_ms = whole_ms - step.draft_ms
+            self.governor.observe(Outcome(self.path, len(step.token_ids), step.draft_ms, rest_ms, step.mass_kept))
         return self._added(step, self._elapsed_ms())
 
     def _keep(self, path: list[int], emitted: list[int], prefix: int, features_TF: Tensor | None) -> None:

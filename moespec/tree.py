@@ -122,6 +122,8 @@ def most_likely_rows(tree: DraftTree, num_rows: int) -> DraftTree:
 
     A path is never likelier than where it began, so the ancestors of a row that is kept are kept, too.
     """
+    if num_rows == 1:
+        return tree.first_rows(1)  # several times as quick, and asked for often
     order_T = tree.draft_logp_T.sort(descending=True, stable=True).indices  # stable: parents before children as likely
     rows_N = order_T[:num_rows].sort().values
     places_T = torch.full_like(tree.parents_T, -1).index_copy_(0, rows_N, torch.arange(num_rows, device=rows_N.device))

@@ -13,7 +13,7 @@ from typing import Any
 from moespec.advise.acceptance import Acceptance
 from moespec.advise.choice import Choice
 from moespec.advise.trees import LARGE, candidates_of
-from moespec.bench.report import paired_ratio
+from moespec.bench.timed import Timed, paired_ratio
 from moespec.config import BudgetConfig, GenerationConfig, TreeConfig
 from moespec.control import Control
 from moespec.engine import Engine
@@ -84,12 +84,16 @@ def confirm(engine: Engine, choices: dict[str, Choice], prompts: Sequence[list[i
         start = number % len(names)
         answers = {name: _answer(engine, prompt, *settings[name]) for name in names[start:] + names[:start]}
         if min(len(answer.token_ids) for answer in answers.values()) > LEAST_TOKENS:
-            by_prompt.append({name: answer.tokens_per_s for name, answer in answers.items()})
+            by_prompt.append({name: _timed(answer) for name, answer in answers.items()})
     engine.forget()
     if not by_prompt:
         return {}
-    speeds = {name: [found[name] for found in by_prompt] for name in names}
-    return {name: paired_ratio(speeds[name], speeds["plain"]) for name in choices}
+    timed = {name: [found[name] for found in by_prompt] for name in names}
+    return {name: paired_ratio(timed[name], timed["plain"]) for name in choices}
+
+
+def _timed(answer: RunSummary) -> Timed:
+    return Timed(len(answer.token_ids) - 1, (answer.total_ms - answer.first_token_ms) / 1e3)
 
 
 def _answer(engine: Engine, prompt: list[int], tree: TreeConfig, budget: BudgetConfig) -> RunSummary:

@@ -140,7 +140,7 @@ def measured_text(advice: MeasuredAdvice, modelled: Advice) -> str:
         *_choices(advice.lossless, advice.budgeted, advice.least_budget),
     ]
     lines += [
-        f"Run beside plain decoding, {name}: {found['median']:.2f} times as fast "
+        f"Run beside plain decoding, {name}: {found['ratio']:.2f} times as fast "
         f"({found['interval_95'][0]:.2f} to {found['interval_95'][1]:.2f})."
         for name, found in advice.confirmed.items()
     ]

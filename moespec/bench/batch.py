@@ -22,7 +22,7 @@ from moespec.bench.arms import Arm, parse_arms
 from moespec.bench.cli import PROMPTS
 from moespec.bench.machine import checked_out_commit
 from moespec.bench.measure import BenchPrompt, read_prompts
-from moespec.bench.report import paired_ratio
+from moespec.bench.timed import Timed, overall, paired_ratio
 from moespec.config import SCOPES, BudgetConfig, GenerationConfig, TreeConfig
 from moespec.engine import Engine
 from moespec.request import Request
@@ -33,15 +33,10 @@ ARMS = "plain eagle3 moe-spec:substitution:12"  # the page's budget
 
 @dataclass(frozen=True)
 class Sample:
-    """What a group of prompts gave: all requests' tokens in so many seconds, and the steps as the requests saw them."""
+    """What a group of prompts gave: all requests' tokens together, and the steps as the requests saw them."""
 
-    num_tokens: int
-    seconds: float
+    timed: Timed
     steps: list[StepTrace]
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.num_tokens / self.seconds
 
 
 @dataclass
@@ -54,32 +49,34 @@ class BatchArm:
     size: int
     samples: list[Sample] = field(default_factory=list)
 
-    def write(self, engine: Engine, prompts: Sequence[list[int]], num_tokens: int) -> Sample:
-        """All prompts, `size` at a time."""
-        parts = [self._write(engine, prompts[n : n + self.size], num_tokens) for n in range(0, len(prompts), self.size)]
-        steps = [step for part in parts for step in part.steps]
-        return Sample(sum(part.num_tokens for part in parts), sum(part.seconds for part in parts), steps)
+    @property
+    def timed(self) -> list[Timed]:
+        return [sample.timed for sample in self.samples]
 
-    def _write(self, engine: Engine, prompts: Sequence[list[int]], num_tokens: int) -> Sample:
+    def write(self, engine: Engine, prompts: Sequence[list[int]], num_tokens: int) -> Sample:
+        """Answer all prompts to their ends, `size` at a time, the next joining when one has ended.
+
+        Timed are the steps in which all take part and no prompt is read. ValueError if there is none.
+        """
         engine.forget()
-        generation = GenerationConfig(max_new_tokens=num_tokens, ignore_eos=True)
+        generation = GenerationConfig(max_new_tokens=num_tokens)
         batch, outcomes = Batch(engine, self.size), list[StepTrace | BaseException]()
         for prompt in prompts:
             batch.join(Request(prompt, generation, self.budget, self.tree), outcomes.append)
-        batch.step()  # reads the prompts
-        if any(isinstance(outcome, StepTrace) and outcome.summary for outcome in outcomes):
-            raise ValueError(f"max-new-tokens={num_tokens} is too few: an answer ended before all were under way.")
-        outcomes.clear()
-        seconds = 0.0
-        while not any(isinstance(outcome, BaseException) or outcome.summary for outcome in outcomes):
+        steps, seconds, goes_on = list[StepTrace](), 0.0, True
+        while goes_on:
+            outcomes.clear()
             began = time.perf_counter()
-            batch.step()
-            seconds += time.perf_counter() - began
-        batch.close()
-        steps = [outcome for outcome in outcomes if isinstance(outcome, StepTrace)]
-        if len(steps) < len(outcomes):
-            raise next(outcome for outcome in outcomes if isinstance(outcome, BaseException))
-        return Sample(sum(len(step.token_ids) for step in steps), seconds, steps)
+            goes_on = batch.step()
+            elapsed = time.perf_counter() - began
+            found = [outcome for outcome in outcomes if isinstance(outcome, StepTrace)]
+            if len(found) < len(outcomes):
+                raise next(outcome for outcome in outcomes if isinstance(outcome, BaseException))
+            if len(found) == self.size and all(step.kind != "prefill" for step in found):
+                steps, seconds = steps + found, seconds + elapsed
+        if not steps:
+            raise ValueError(f"max-new-tokens={num_tokens} is too few: an answer ended before all were under way.")
+        return Sample(Timed(sum(len(step.token_ids) for step in steps), seconds), steps)
 
 
 def batch_arms(arms: Sequence[Arm], sizes: Sequence[int]) -> list[BatchArm]:
@@ -110,7 +107,6 @@ def batch_record(arms: Sequence[BatchArm], num_layers: int, bytes_per_expert: in
     for arm in arms:
         alone = next(one for one in arms if (one.name, one.tree, one.size) == (arm.name, arm.tree, 1))
         steps = [step for sample in arm.samples for step in sample.steps]
-        speeds = [sample.tokens_per_s for sample in arm.samples]
         read = statistics.fmean(step.expert_bytes for step in steps) * arm.size / bytes_per_expert / num_layers
         rows.append(
             {
@@ -118,8 +114,8 @@ def batch_record(arms: Sequence[BatchArm], num_layers: int, bytes_per_expert: in
                 "tree": arm.tree.numbers,
                 "requests": arm.size,
                 "scope": arm.budget.scope if arm.size > 1 and not arm.budget.is_lossless else None,
-                "tokens_per_s": round(statistics.median(speeds), 1),
-                "to_one_request": paired_ratio(speeds, [sample.tokens_per_s for sample in alone.samples]),
+                "tokens_per_s": round(overall(arm.timed), 1),
+                "to_one_request": paired_ratio(arm.timed, alone.timed),
                 "tokens_per_step_of_each": round(statistics.fmean(len(step.token_ids) for step in steps), 3),
                 **{name: round(statistics.median(getattr(step, name) for step in steps), 3) for name in _PARTS},
                 "experts_read": round(read, 2),
@@ -143,7 +139,7 @@ def batch_table(rows: Sequence[dict[str, Any]]) -> str:
         parts = " + ".join(f"{row[name]:.2f}" for name in _PARTS)
         lines.append(
             f"| {row['name']} | {row['scope'] or '–'} | {row['requests']} | {row['tokens_per_s']:.0f} "
-            f"| {row['to_one_request']['median']:.2f} ({low:.2f}–{high:.2f}) | {row['tokens_per_step_of_each']:.2f} "
+            f"| {row['to_one_request']['ratio']:.2f} ({low:.2f}–{high:.2f}) | {row['tokens_per_step_of_each']:.2f} "
             f"| {parts} | {row['experts_read']:.1f} |"
         )
     return "\n".join(lines)
@@ -153,11 +149,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arms", default=ARMS, metavar="LIST", help="names joined by spaces; see moespec/bench/arms.py"
     )
-    parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2, 4, 8], metavar="R", help="requests at a time")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2, 4], metavar="R", help="requests at a time")
     parser.add_argument(
-        "--groups", type=int, default=8, metavar="N", help="groups of prompts, each of the largest size"
+        "--groups", type=int, default=8, metavar="N", help="groups of prompts, twice the largest size each"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="of an answer that does not end")
     parser.add_argument("--json", action="store_true", help="the record as the last line, instead of a table")
 
 
@@ -172,8 +168,8 @@ def bench_batch(engine: Engine, args: argparse.Namespace) -> int:
         assert arm.budget is not None
         engine.check_budget(arm.budget)
     sizes = sorted({1, *args.sizes})
-    prompts = read_prompts(PROMPTS, engine, args.groups * sizes[-1])
-    groups = _groups(prompts, sizes[-1])
+    per_group = 2 * sizes[-1]
+    groups = _groups(read_prompts(PROMPTS, engine, args.groups * per_group), per_group)
     all_arms = batch_arms(arms, sizes)
     measure_batches(engine, all_arms, groups, args.max_new_tokens)
     rows = batch_record(all_arms, len(engine.target.moe_layers), engine.target.bytes_per_expert)
@@ -185,7 +181,7 @@ def bench_batch(engine: Engine, args: argparse.Namespace) -> int:
             "file": PROMPTS.name,
             "sha256": hashlib.sha256(PROMPTS.read_bytes()).hexdigest(),
             "groups": len(groups),
-            "prompts_per_group": sizes[-1],
+            "prompts_per_group": per_group,
             "max_new_tokens": args.max_new_tokens,
         },
         "arms": rows,

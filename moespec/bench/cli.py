@@ -36,10 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     """Of benchmarks whose arms write the same prompts."""
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="answer all prompts N times")
     parser.add_argument("--limit", type=int, metavar="N", help="use N of the prompts, spread over all sources")
     parser.add_argument("--follow", type=int, default=16, metavar="N", help="measure agreement on N of them")
     parser.add_argument("--prompts", type=Path, default=PROMPTS)
-    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="of an answer that does not end")
     parser.add_argument("--json", action="store_true", help="the record as the last line, instead of a table")
 
 
@@ -49,8 +50,9 @@ def chosen_prompts(engine: Engine, args: argparse.Namespace) -> list[BenchPrompt
         raise ValueError("this benchmark compares drafting with not drafting: give it a drafter.")
     if args.max_new_tokens < 2:
         raise ValueError(f"max-new-tokens={args.max_new_tokens} is not allowed: use 2 or more.")
-    if args.follow < 1:
-        raise ValueError(f"follow={args.follow} is not allowed: use 1 or more.")
+    for name in ("follow", "rounds"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name}={getattr(args, name)} is not allowed: use 1 or more.")
     prompts = read_prompts(args.prompts, engine, args.limit)
     longest = max(len(prompt.token_ids) for prompt in prompts)
     if longest + args.max_new_tokens > engine.info.max_context:
@@ -72,6 +74,7 @@ def record_head(engine: Engine, args: argparse.Namespace, prompts: Sequence[Benc
             "sha256": hashlib.sha256(args.prompts.read_bytes()).hexdigest(),
             "num_prompts": len(prompts),
             "num_followed": min(args.follow, len(prompts)),
+            "num_rounds": args.rounds,
             "max_new_tokens": args.max_new_tokens,
         },
     }
@@ -85,8 +88,10 @@ def bench_decode(engine: Engine, target: str | Path, args: argparse.Namespace) -
             engine.check_budget(arm.budget)
     prompts = chosen_prompts(engine, args)
     contestants = Contestants(engine, target, args.max_new_tokens)
-    speeds = contestants.choose_experts(prompts[0].token_ids)
-    measured = measure(contestants, arms, prompts, args.follow, lambda line: print(line, file=sys.stderr, flush=True))
+    speeds = contestants.choose_experts([prompt.token_ids for prompt in prompts[:: max(1, len(prompts) // 8)]])
+    measured = measure(
+        contestants, arms, prompts, args.rounds, args.follow, lambda line: print(line, file=sys.stderr, flush=True)
+    )
     records = [arm_record(entry) for entry in measured]
     found = ratios(measured)
     document = record_head(engine, args, prompts) | {
@@ -100,7 +105,7 @@ def bench_decode(engine: Engine, target: str | Path, args: argparse.Namespace) -
         print(table(records))
         for ratio in found:
             low, high = ratio["interval_95"]
-            print(f"{ratio['of']} is {ratio['median']:.2f} times as fast as {ratio['to']} ({low:.2f} to {high:.2f})")
+            print(f"{ratio['of']} is {ratio['ratio']:.2f} times as fast as {ratio['to']} ({low:.2f} to {high:.2f})")
     return 0
 
 

@@ -6,6 +6,7 @@ The prompt's own forward is in no figure, for no arm. Knows nothing of statistic
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import torch
 
 from moespec.bench.arms import Arm
 from moespec.bench.governed import Governors
+from moespec.bench.timed import Timed, overall
 from moespec.config import GenerationConfig
 from moespec.engine import Engine
 from moespec.models import load_model
+from moespec.prompts import end_ids
 from moespec.trace import RunSummary
 
 # transformers' own ways to run experts; the fastest on this machine stands for it.
@@ -25,15 +28,11 @@ EXPERTS_IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
 
 @dataclass(frozen=True)
 class Written:
-    """One arm's text for one prompt. `seconds` covers the tokens after the first."""
+    """One arm's text for one prompt. `timed` covers the tokens after the first."""
 
     token_ids: list[int]
-    seconds: float
+    timed: Timed
     summary: RunSummary | None = None
-
-    @property
-    def tokens_per_s(self) -> float:
-        return (len(self.token_ids) - 1) / self.seconds
 
 
 class Contestants:
@@ -42,35 +41,36 @@ class Contestants:
     def __init__(self, engine: Engine, target: str | Path, num_tokens: int) -> None:
         self.engine, self.num_tokens, self.governors = engine, num_tokens, Governors(engine)
         self._reference, _ = load_model(target, engine.target.device.type, engine.target.dtype)
-        self._reference.generation_config.eos_token_id = None  # every arm writes the same number of tokens
+        ends = end_ids(engine.target.model, engine.target.tokenizer)
+        self._reference.generation_config.eos_token_id = sorted(ends) or None
         self.experts_implementation = ""
 
-    def choose_experts(self, prompt_ids: list[int]) -> dict[str, float]:
+    def choose_experts(self, prompts: Sequence[list[int]]) -> dict[str, float]:
         """tokens/s of transformers' generate by experts implementation; the fastest stays chosen."""
-        speeds: dict[str, list[float]] = {name: [] for name in EXPERTS_IMPLEMENTATIONS}
-        for round_number in range(4):
+        found: dict[str, list[Timed]] = {name: [] for name in EXPERTS_IMPLEMENTATIONS}
+        for number, prompt_ids in enumerate([prompts[0], *prompts]):  # the first time prepares, and counts for nothing
             for name in EXPERTS_IMPLEMENTATIONS:
                 self._reference.set_experts_implementation(name)
-                speed = self._transformers(prompt_ids).tokens_per_s
-                if round_number:
-                    speeds[name].append(speed)
-        medians = {name: sorted(values)[len(values) // 2] for name, values in speeds.items()}
-        self.experts_implementation = max(medians, key=lambda name: medians[name])
+                timed = self._transformers(prompt_ids).timed
+                if number:
+                    found[name].append(timed)
+        speeds = {name: overall(timed) for name, timed in found.items()}
+        self.experts_implementation = max(speeds, key=lambda name: speeds[name])
         self._reference.set_experts_implementation(self.experts_implementation)
-        return medians
+        return speeds
 
     def write(self, arm: Arm, prompt_ids: list[int]) -> Written:
-        """The arm's greedy text of `num_tokens` tokens; the end of sequence does not end it."""
+        """The arm's greedy answer, to its end; at most `num_tokens` tokens."""
         if arm.budget is None:
             return self._transformers(prompt_ids)
-        generation = GenerationConfig(max_new_tokens=self.num_tokens, ignore_eos=True)
+        generation = GenerationConfig(max_new_tokens=self.num_tokens)
         steps = self.engine.generate(prompt_ids, generation, arm.budget, arm.tree, governor=self.governors.of(arm))
-        next(steps)
+        first = next(steps).summary
         began = time.perf_counter()
-        summary = [step.summary for step in steps][-1]
+        summary = [first, *(step.summary for step in steps)][-1]
         seconds = time.perf_counter() - began
         assert summary is not None
-        return Written(summary.token_ids, seconds, summary)
+        return Written(summary.token_ids, Timed(len(summary.token_ids) - 1, seconds), summary)
 
     @torch.inference_mode()
     def _transformers(self, prompt_ids: list[int]) -> Written:
@@ -83,7 +83,8 @@ class Contestants:
             max_new_tokens=self.num_tokens,
             streamer=clock,
         )
-        return Written(output[0, len(prompt_ids) :].tolist(), time.perf_counter() - clock.first_token_at)
+        seconds, token_ids = time.perf_counter() - clock.first_token_at, output[0, len(prompt_ids) :].tolist()
+        return Written(token_ids, Timed(len(token_ids) - 1, seconds))
 
 
 class _FirstTokenClock:

@@ -1,19 +1,22 @@
 """The decode benchmark's loop: every arm on every prompt, interleaved, then the measures along the lossless text.
 
 Owns the order of things: speed first (arms rotated from prompt to prompt, so that none has a favourite place, and the
-first prompt of all thrown away), then what needs the lossless texts. Knows nothing of statistics or of how it is shown.
+first answer of all thrown away), then what needs the lossless texts. Knows nothing of statistics or of how it is shown.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from moespec.bench.agreement import agreement_by_position, replay
 from moespec.bench.arms import Arm
-from moespec.bench.contestants import Contestants
+from moespec.bench.contestants import Contestants, Written
+from moespec.bench.timed import Timed
 from moespec.engine import Engine
 from moespec.trace import RunSummary
 
@@ -22,10 +25,13 @@ Progress = Callable[[str], None]
 
 @dataclass
 class ArmMeasurements:
-    """What was seen of one arm; all lists have one entry per prompt. The replay's are empty for lossless arms."""
+    """What was seen of one arm; all lists have one entry per prompt. The replay's are empty for lossless arms.
+
+    timed: the answer, in the median of the rounds' seconds; summaries: of the last round.
+    """
 
     arm: Arm
-    tokens_per_s: list[float] = field(default_factory=list)
+    timed: list[Timed] = field(default_factory=list)
     summaries: list[RunSummary] = field(default_factory=list)
     equal_prefix: list[int] = field(default_factory=list)
     agreement: list[list[bool]] = field(default_factory=list)
@@ -56,33 +62,53 @@ def read_prompts(path: Path, engine: Engine, limit: int | None) -> list[BenchPro
 
 
 def measure(
-    contestants: Contestants, arms: list[Arm], prompts: list[BenchPrompt], num_followed: int, progress: Progress
+    contestants: Contestants,
+    arms: list[Arm],
+    prompts: list[BenchPrompt],
+    num_rounds: int,
+    num_followed: int,
+    progress: Progress,
 ) -> list[ArmMeasurements]:
     """Run everything. The lossless text that others are compared with is plain decoding's.
 
-    Agreement takes a verify step per arm and position: it is measured on `num_followed` of the prompts.
+    All prompts are answered in every round. Agreement takes a verify step per arm and position: it is measured on
+    `num_followed` of the prompts that have an answer behind its first token.
     """
     measured = [ArmMeasurements(arm) for arm in arms]
-    for arm in arms:
-        contestants.write(arm, prompts[0].token_ids)
-    lossless_texts = []
-    plain = next(arm for arm in arms if arm.name == "plain")
-    for number, prompt in enumerate(prompts):
-        texts: dict[str, list[int]] = {}
-        shift = number % len(arms)
-        for entry in measured[shift:] + measured[:shift]:
-            written = contestants.write(entry.arm, prompt.token_ids)
-            texts[entry.arm.key] = written.token_ids
-            entry.tokens_per_s.append(written.tokens_per_s)
-            if written.summary is not None:
-                entry.summaries.append(written.summary)
-        for entry in measured:
-            entry.equal_prefix.append(_equal_prefix(texts[entry.arm.key], texts[plain.key]))
-        lossless_texts.append(texts[plain.key])
-        progress(f"speed: prompt {number + 1} of {len(prompts)}")
-    followed = [(prompts[n], lossless_texts[n]) for n in _spread(len(prompts), num_followed)]
+    texts = _measure_speed(contestants, measured, prompts, num_rounds, progress)
+    lossless = texts[next(arm.key for arm in arms if arm.name == "plain")]
+    for entry in measured:
+        entry.equal_prefix = [_equal_prefix(*pair) for pair in zip(texts[entry.arm.key], lossless, strict=True)]
+    answered = [pair for pair in zip(prompts, lossless, strict=True) if len(pair[1]) > 1]
+    followed = [answered[n] for n in _spread(len(answered), num_followed)]
     _measure_agreement(contestants, [m for m in measured if m.arm.is_lossy], followed, progress)
     return measured
+
+
+def _measure_speed(
+    contestants: Contestants,
+    measured: list[ArmMeasurements],
+    prompts: list[BenchPrompt],
+    num_rounds: int,
+    progress: Progress,
+) -> dict[str, list[list[int]]]:
+    """Fills in what was timed, and returns the texts: by arm, one per prompt. The very first answer only prepares."""
+    for entry in measured:
+        contestants.write(entry.arm, prompts[0].token_ids)
+    found: dict[str, list[list[Written]]] = {entry.arm.key: [[] for _ in prompts] for entry in measured}
+    for number, place in itertools.product(range(num_rounds), range(len(prompts))):
+        shift = (number + place) % len(measured)
+        for entry in measured[shift:] + measured[:shift]:
+            found[entry.arm.key][place].append(contestants.write(entry.arm, prompts[place].token_ids))
+        progress(f"speed: round {number + 1} of {num_rounds}, prompt {place + 1} of {len(prompts)}")
+    for entry in measured:
+        answers = found[entry.arm.key]
+        entry.timed = [
+            Timed(rounds[-1].timed.num_tokens, statistics.median(written.timed.seconds for written in rounds))
+            for rounds in answers
+        ]
+        entry.summaries = [rounds[-1].summary for rounds in answers if rounds[-1].summary is not None]
+    return {key: [rounds[-1].token_ids for rounds in answers] for key, answers in found.items()}
 
 
 def _spread(num_all: int, num_wanted: int) -> list[int]:
@@ -114,5 +140,5 @@ def _measure_agreement(
 
 
 def _equal_prefix(ours: list[int], theirs: list[int]) -> int:
-    pairs = zip(ours, theirs, strict=True)
-    return next((n for n, (one, other) in enumerate(pairs) if one != other), len(ours))
+    pairs = zip(ours, theirs, strict=False)
+    return next((n for n, (one, other) in enumerate(pairs) if one != other), min(len(ours), len(theirs)))

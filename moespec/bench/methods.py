@@ -87,7 +87,7 @@ def matched_arms(
 
 def _num_read(engine: Engine, arm: Arm, prompts: Sequence[list[int]]) -> float:
     """Experts per layer that tree steps read, mean over short texts."""
-    generation = GenerationConfig(NUM_MATCHING_TOKENS, ignore_eos=True)
+    generation = GenerationConfig(NUM_MATCHING_TOKENS)
     counts = []
     for prompt in prompts:
         assert arm.budget is not None and arm.tree is not None

@@ -19,7 +19,8 @@ from moespec.bench.cli import add_prompt_arguments, chosen_prompts, record_head
 from moespec.bench.contestants import Contestants
 from moespec.bench.measure import ArmMeasurements, BenchPrompt, measure
 from moespec.bench.methods import baseline_arms, governed_arms, matched_arms, swept_arms
-from moespec.bench.report import arm_record, paired_ratio
+from moespec.bench.report import arm_record
+from moespec.bench.timed import overall, paired_ratio
 from moespec.engine import Engine
 from moespec.policies.profiles import profiles_folder
 from moespec.quality.items import own_items
@@ -52,7 +53,7 @@ def bench_methods(engine: Engine, target: str | Path, args: argparse.Namespace) 
     governed = governed_arms(args.floors)
     arms = list({arm.key: arm for arm in (*baseline_arms(), *swept_arms(), *matched, *governed)}.values())
     contestants = Contestants(engine, target, args.max_new_tokens)
-    measured = measure(contestants, arms, prompts, args.follow, _progress)
+    measured = measure(contestants, arms, prompts, args.rounds, args.follow, _progress)
     scores = _exact_match(engine, arms, args.questions)
     document = record_head(engine, args, prompts) | {
         "num_questions": len(own_items(args.questions, seed=0)) if args.questions else 0,
@@ -84,7 +85,6 @@ def _record(measured: ArmMeasurements, scores: dict[str, list[float]]) -> dict[s
     return arm_record(measured) | {
         "key": measured.arm.key,
         "lossless": not measured.arm.is_lossy,
-        "acceptance_length": round(statistics.fmean(s.tokens_per_step for s in measured.summaries) - 1, 3),
         "exact_match": round(statistics.fmean(found), 4) if found else None,
     }
 
@@ -100,12 +100,12 @@ def _governor_ratios(all_measured: Sequence[ArmMeasurements], prompts: Sequence[
     for entry in (entry for entry in all_measured if entry.arm.governor != "fixed"):
         allowed = [rival for rival in all_measured if rival.arm.governor == "fixed" and _might_choose(entry.arm, rival)]
         for name, chosen in places.items():
-            speeds = {m.arm.key: [m.tokens_per_s[n] for n in chosen] for m in (*allowed, entry, plain)}
-            best = max(allowed, key=lambda rival: statistics.median(speeds[rival.arm.key]))
+            timed = {m.arm.key: [m.timed[n] for n in chosen] for m in (*allowed, entry, plain)}
+            best = max(allowed, key=lambda rival: overall(timed[rival.arm.key]))
             found.append(
                 {"governor": entry.arm.name, "class": name, "num_prompts": len(chosen), "best_fixed": best.arm.key}
-                | {"to_best_fixed": paired_ratio(speeds[entry.arm.key], speeds[best.arm.key])}
-                | {"to_plain": paired_ratio(speeds[entry.arm.key], speeds[plain.arm.key])}
+                | {"to_best_fixed": paired_ratio(timed[entry.arm.key], timed[best.arm.key])}
+                | {"to_plain": paired_ratio(timed[entry.arm.key], timed[plain.arm.key])}
             )
     return found
 
@@ -128,7 +128,7 @@ def _table(document: dict[str, Any]) -> str:
         cells = (row["experts_active"], row["mass_kept"], row["kl"], agreement, row["exact_match"])
         shown = " | ".join("–" if cell is None else f"{cell:.4g}" for cell in cells)
         lines.append(
-            f"| {row['key']} | {row['tokens_per_s']['median']:.0f} | {row['acceptance_length']:.2f} | {shown} |"
+            f"| {row['key']} | {row['tokens_per_s']['all']:.0f} | {row['tokens_per_step'] - 1:.2f} | {shown} |"
         )
     return "\n".join(lines)
 
@@ -137,7 +137,7 @@ def _governor_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| governor | prompts | best fixed setting | against it | against plain |", "|---|---|---|---|---|"]
     for row in rows:
         pairs = (
-            "{:.2f} ({:.2f}–{:.2f})".format(row[name]["median"], *row[name]["interval_95"])
+            "{:.2f} ({:.2f}–{:.2f})".format(row[name]["ratio"], *row[name]["interval_95"])
             for name in ("to_best_fixed", "to_plain")
         )
         lines.append(f"| {row['governor']} | {row['class']} | {row['best_fixed']} | {' | '.join(pairs)} |")

@@ -1,20 +1,17 @@
 """From measurements to the record: one row per arm, the ratios that matter, and the table a person reads.
 
-Owns the statistics. Speeds are per prompt; their ratios are paired by prompt, medians with a bootstrap interval.
-Knows nothing of how anything was measured.
+Knows nothing of how anything was measured, nor of the statistics of speed (`timed.py`).
 """
 
 from __future__ import annotations
 
-import random
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from moespec.bench.measure import ArmMeasurements
+from moespec.bench.timed import overall, paired_ratio, speeds
 from moespec.trace import RunSummary
-
-NUM_RESAMPLES = 2000
 
 
 def arm_record(measured: ArmMeasurements) -> dict[str, Any]:
@@ -23,11 +20,11 @@ def arm_record(measured: ArmMeasurements) -> dict[str, Any]:
     return {
         "name": measured.arm.name,
         "tree": measured.arm.tree_numbers,
-        "tokens_per_s": _spread(measured.tokens_per_s),
-        "tokens_per_step": _mean(summaries, lambda s: s.tokens_per_step),
-        "draft_ms": _mean(summaries, lambda s: s.draft_ms / s.num_steps),
-        "verify_ms": _mean(summaries, lambda s: s.verify_ms / s.num_steps),
-        "other_ms": _mean(summaries, lambda s: s.other_ms / s.num_steps),
+        "tokens_per_s": speeds(measured.timed),
+        "tokens_per_step": _per_step(summaries, lambda s: len(s.token_ids) - 1),
+        "draft_ms": _per_step(summaries, lambda s: s.draft_ms),
+        "verify_ms": _per_step(summaries, lambda s: s.verify_ms),
+        "other_ms": _per_step(summaries, lambda s: s.other_ms),
         "experts_natural": _mean(summaries, lambda s: s.experts_natural),
         "experts_kept": _mean(summaries, lambda s: s.experts_kept),
         "experts_active": _mean(summaries, lambda s: s.experts_active),
@@ -37,8 +34,8 @@ def arm_record(measured: ArmMeasurements) -> dict[str, Any]:
         "agreement_top1_own_kv": _share(measured.agreement_own_kv),
         "equal_prefix": round(statistics.mean(measured.equal_prefix), 2),
         "replay": {
-            "tokens_per_step": _mean(replays, lambda s: s.tokens_per_step),
-            "step_ms": _mean(replays, lambda s: (s.draft_ms + s.verify_ms + s.other_ms) / s.num_steps),
+            "tokens_per_step": _per_step(replays, lambda s: len(s.token_ids) - 1),
+            "step_ms": _per_step(replays, lambda s: s.draft_ms + s.verify_ms + s.other_ms),
             "tokens_per_s": _mean(replays, lambda s: s.tokens_per_s, digits=1),
         }
         if replays
@@ -64,16 +61,7 @@ def ratios(all_measured: Sequence[ArmMeasurements]) -> list[dict[str, Any]]:
 
 
 def _compared(ours: ArmMeasurements, theirs: ArmMeasurements) -> dict[str, Any]:
-    return {"of": ours.arm.key, "to": theirs.arm.key} | paired_ratio(ours.tokens_per_s, theirs.tokens_per_s)
-
-
-def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """Median over prompts of ours / theirs, and a 95 % interval of it from resampled prompts (seed 0)."""
-    by_prompt = [one / other for one, other in zip(ours, theirs, strict=True)]
-    rng = random.Random(0)
-    medians = sorted(statistics.median(rng.choices(by_prompt, k=len(by_prompt))) for _ in range(NUM_RESAMPLES))
-    low, high = medians[int(0.025 * NUM_RESAMPLES)], medians[int(0.975 * NUM_RESAMPLES)]
-    return {"median": round(statistics.median(by_prompt), 3), "interval_95": [round(low, 3), round(high, 3)]}
+    return {"of": ours.arm.key, "to": theirs.arm.key} | paired_ratio(ours.timed, theirs.timed)
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
@@ -89,7 +77,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         )
         lines.append(
             f"| {row['name']} | {_or_dash(row['tree'])} "
-            f"| {speed['median']:.0f} ({speed['p20']:.0f}–{speed['p80']:.0f}) "
+            f"| {speed['all']:.0f} ({speed['p20']:.0f}–{speed['p80']:.0f}) "
             f"| {_or_dash(row['tokens_per_step'])} | {parts} | {experts} | {_or_dash(row['mass_kept'])} "
             f"| {_or_dash(row['agreement_top1'])} |"
         )
@@ -101,7 +89,7 @@ def _best(all_measured: Sequence[ArmMeasurements], name: str) -> ArmMeasurements
 
 
 def _fastest(some_measured: Sequence[ArmMeasurements]) -> ArmMeasurements | None:
-    return max(some_measured, key=lambda measured: statistics.median(measured.tokens_per_s), default=None)
+    return max(some_measured, key=lambda measured: overall(measured.timed), default=None)
 
 
 def _budget(measured: ArmMeasurements) -> int | None:
@@ -109,14 +97,10 @@ def _budget(measured: ArmMeasurements) -> int | None:
     return measured.arm.budget.budget if measured.arm.is_lossy and measured.arm.budget is not None else None
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    ordered = sorted(values)
-    last = len(ordered) - 1
-    return {
-        "median": round(statistics.median(ordered), 2),
-        "p20": round(ordered[round(0.2 * last)], 2),
-        "p80": round(ordered[round(0.8 * last)], 2),
-    }
+def _per_step(summaries: Sequence[RunSummary], value: Callable[[RunSummary], float]) -> float | None:
+    """Of all answers together; None where no step was taken."""
+    num_steps = sum(summary.num_steps for summary in summaries)
+    return round(sum(map(value, summaries)) / num_steps, 3) if num_steps else None
 
 
 def _mean(

@@ -5,6 +5,7 @@ Owns the interface and what a governor is told of a step. Knows nothing of any g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,12 +15,23 @@ from moespec.types import DraftTree
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step came to: tokens emitted, the bonus token included; drafting, verifying and the rest in ms; the share
-    of the router probability that the budget kept, mean over layers."""
+    """What a step came to.
 
+    path        rows that were accepted, the root first, of the tree that was verified
+    num_tokens  emitted, the bonus token included
+    draft_ms    drafting and what the governor itself took; rest_ms: verifying and everything else
+    mass_kept   share of the router probability that the budget kept, mean over layers
+    """
+
+    path: Sequence[int]
     num_tokens: int
-    step_ms: float
+    draft_ms: float
+    rest_ms: float
     mass_kept: float
+
+    @property
+    def step_ms(self) -> float:
+        return self.draft_ms + self.rest_ms
 
 
 class Governor(Protocol):

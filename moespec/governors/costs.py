@@ -1,16 +1,21 @@
-"""A table of measured costs as governors ask it: thousands of times a second, so that answers are kept.
+"""A table of measured costs as governors ask it: thousands of times a second, and of the machine as it is now.
 
-Owns nothing but the lists. Knows nothing of how a table is measured.
+Owns the lists, and their correction by what a governor's own steps take. Knows nothing of how a table is measured.
 """
 
 from __future__ import annotations
 
+import itertools
 from functools import cached_property
 
 from moespec.config import MAX_TREE_TOKENS
 from moespec.cost_table import CostTable
 
 MAX_LEVELS = 16
+NUM_SIZES = MAX_TREE_TOKENS.bit_length()
+NEARNESS = 0.25  # how much a step tells of steps of half or twice as many rows
+QUICK, SLOW = 0.95, 0.99  # share of what was seen that is kept at each step: how slow the machine is, and of a size
+PRIOR = 8.0  # steps that the table counts for
 
 
 class StepCosts:
@@ -28,7 +33,7 @@ class StepCosts:
         """Of 1 row, of 2, and so on: verifying and what comes after, without drafting; never falling with rows."""
         if budget not in self._by_budget:
             found = [self.table.predict_ms(rows, budget) for rows in range(1, MAX_TREE_TOKENS + 1)]
-            self._by_budget[budget] = [max(found[: n + 1]) for n in range(len(found))]
+            self._by_budget[budget] = list(itertools.accumulate(found, max))
         return self._by_budget[budget]
 
     def draft_ms(self, num_levels: int) -> float:
@@ -39,3 +44,36 @@ class StepCosts:
     def _draft_ms(self) -> list[float]:
         top_k = min(point.top_k for point in self.table.drafts)
         return [self.table.draft_ms(levels, top_k) for levels in range(MAX_LEVELS + 1)]
+
+
+class StepTimes:
+    """What steps take of what the table says, learnt from one step after the other.
+
+    `slowness` is how slow the machine is now, for steps of all sizes; `ratio` what steps of a size take more or less.
+    A step tells of sizes near its own, of plain steps only if it is one. Single steps are held to half or twice what
+    was expected: others disturb the machine for moments.
+    """
+
+    def __init__(self) -> None:
+        self.slowness = 1.0
+        self._weights, self._seen = [PRIOR] * NUM_SIZES, [PRIOR] * NUM_SIZES
+
+    def ratio(self, num_rows: int) -> float:
+        size = _size_of(num_rows)
+        return self._seen[size] / self._weights[size]
+
+    def observe(self, num_rows: int, ms: float, table_ms: float) -> None:
+        """A step of so many rows took so long, drafting aside, where the table has `table_ms`."""
+        ratio, own = self.ratio(num_rows), _size_of(num_rows)
+        surprise = min(max(ms / (table_ms * ratio * self.slowness), 0.5), 2.0)
+        for size in range(1, NUM_SIZES) if own else (0,):
+            nearness = NEARNESS ** abs(size - own)
+            kept = 1 - nearness * (1 - SLOW)
+            self._weights[size] = kept * self._weights[size] + nearness
+            self._seen[size] = kept * self._seen[size] + nearness * surprise * ratio
+        self.slowness *= QUICK + (1 - QUICK) * surprise
+
+
+def _size_of(num_rows: int) -> int:
+    """1 row, 2 to 3, 4 to 7 and so on."""
+    return num_rows.bit_length() - 1

@@ -10,7 +10,8 @@ import torch
 from moespec import EMBEDDED_TARGET, BudgetConfig, Engine, GenerationConfig, TreeConfig
 from moespec.bench.agreement import agreement_by_position, replay
 from moespec.bench.arms import default_arms, parse_arms
-from moespec.bench.report import paired_ratio
+from moespec.bench.contestants import Contestants
+from moespec.bench.timed import Timed, overall, paired_ratio, speeds
 from moespec.cli import main
 from moespec.drafters.base import DraftContext
 from moespec.kv_cache import TreeCache
@@ -73,12 +74,34 @@ def test_replay_keeps_to_the_text_and_a_full_budget_replays_without_a_miss(engin
     assert all(root_agrees) and summary.num_steps == last.summary.num_steps
 
 
-def test_paired_ratio_has_the_median_inside_its_interval():
-    theirs = [10.0, 20.0, 30.0, 40.0, 50.0]
-    ratio = paired_ratio([2 * speed for speed in theirs], theirs)
-    assert ratio == {"median": 2.0, "interval_95": [2.0, 2.0]}
-    low, high = paired_ratio([11.0, 18.0, 60.0, 44.0, 40.0], theirs)["interval_95"]
-    assert low < 1.1 < high, "paired ratios 1.1, .9, 2, 1.1, .8: their median is 1.1, and it is uncertain"
+def test_speeds_are_those_of_all_answers_together():
+    answers = [Timed(100, 1.0), Timed(10, 0.5), Timed(0, 0.25)]
+    assert overall(answers) == 110 / 1.75
+    assert speeds(answers) == {"all": round(110 / 1.75, 2), "p20": 20.0, "p80": 100.0}
+    assert speeds([Timed(0, 0.0)]) == {"all": 0.0, "p20": 0.0, "p80": 0.0}
+
+
+def test_paired_ratio_is_inside_its_interval():
+    theirs = [Timed(10 * n, 1.0) for n in range(1, 6)]
+    ratio = paired_ratio([Timed(answer.num_tokens, 0.5) for answer in theirs], theirs)
+    assert ratio == {"ratio": 2.0, "interval_95": [2.0, 2.0]}
+    ours = [
+        Timed(answer.num_tokens, seconds) for answer, seconds in zip(theirs, (0.9, 1.1, 0.5, 0.9, 1.2), strict=True)
+    ]
+    ratio = paired_ratio(ours, theirs)
+    low, high = ratio["interval_95"]
+    assert ratio["ratio"] == round(5 / 4.6, 3) and low < 1 < ratio["ratio"] < high
+
+
+def test_answers_end_where_the_model_ends_them_for_every_contestant(engine):
+    contestants = Contestants(engine, EMBEDDED_TARGET, 64)
+    prompt = engine.encode([{"role": "user", "content": "Work out 1 + 90."}])
+    *_, last = engine.generate(prompt, GenerationConfig(max_new_tokens=64))
+    assert last.summary.finish_reason == "eos"
+    for arm in parse_arms("transformers plain eagle3"):
+        written = contestants.write(arm, prompt)
+        assert written.token_ids == last.summary.token_ids
+        assert written.timed.num_tokens == len(written.token_ids) - 1 and written.timed.seconds > 0
 
 
 def test_names_say_what_is_run():
@@ -98,12 +121,13 @@ def test_an_unknown_arm_is_one_sentence(name, capsys):
 
 def test_the_record_is_the_last_line(capsys):
     arms = "transformers eagle3 moe-spec:truncation:8"
-    assert main(["bench", "decode", "--json", "--limit", "1", "--max-new-tokens", "12", "--arms", arms]) == 0
+    options = ["--limit", "1", "--rounds", "2", "--max-new-tokens", "8"]
+    assert main(["bench", "decode", "--json", *options, "--arms", arms]) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     by_name = {arm["name"]: arm for arm in record["arms"]}
     assert set(by_name) == {"transformers", "plain", "eagle3", "moe-spec:truncation:8"}
     lossless, lossy = by_name["eagle3"], by_name["moe-spec:truncation:8"]
-    assert by_name["transformers"]["equal_prefix"] == lossless["equal_prefix"] == 12
+    assert by_name["transformers"]["equal_prefix"] == lossless["equal_prefix"] == 8
     assert lossy["experts_active"] <= 8 < lossy["experts_natural"] and 0 < lossy["mass_kept"] < 1
     assert lossless["mass_kept"] == 1 and lossless["agreement_top1"] is None
     assert 0 <= lossy["agreement_top1"] <= 1 and 0 <= lossy["agreement_top1_own_kv"] <= 1

@@ -11,6 +11,7 @@ from moespec.bench import methods, methods_cli
 from moespec.bench.arms import parse_arm
 from moespec.bench.measure import ArmMeasurements, BenchPrompt
 from moespec.bench.methods import baseline_arms, families, governed_arms, matched_arms, swept_arms
+from moespec.bench.timed import Timed
 from moespec.policies.profiles import EMBEDDED_PROFILES
 from tests.conftest import tiny_model
 
@@ -52,11 +53,11 @@ def test_what_a_setting_reads_is_what_its_steps_read(engine):
     assert 8 <= read <= 9
 
 
-def measured(name: str, speeds: list[float], mass: float = 1.0) -> ArmMeasurements:
+def measured(name: str, speeds: list[int], mass: float = 1.0) -> ArmMeasurements:
     class Summary:
         mass_kept = mass
 
-    return ArmMeasurements(parse_arm(name), speeds, [Summary()] * len(speeds))
+    return ArmMeasurements(parse_arm(name), [Timed(speed, 1.0) for speed in speeds], [Summary()] * len(speeds))
 
 
 def test_a_governor_is_held_against_the_fastest_setting_it_might_have_chosen():
@@ -76,11 +77,11 @@ def test_a_governor_is_held_against_the_fastest_setting_it_might_have_chosen():
     by_place = {(row["governor"], row["class"]): row for row in found}
     lossless = by_place["utility", "tasks"], by_place["utility", "prose"]
     assert [row["best_fixed"] for row in lossless] == ["eagle3@16,8,3,0.2", "eagle3@4,3,3,0"]
-    assert [row["to_best_fixed"]["median"] for row in lossless] == [0.95, 0.95]
-    assert [row["to_plain"]["median"] for row in lossless] == [1.9, 1.14]
+    assert [row["to_best_fixed"]["ratio"] for row in lossless] == [0.95, 0.95]
+    assert [row["to_plain"]["ratio"] for row in lossless] == [1.9, 1.14]
     floored = by_place["utility:floor=0.7", "tasks"]
     assert floored["best_fixed"] == "moe-spec:b=16@16,8,3,0.2"  # b=8 keeps too little
-    assert floored["to_best_fixed"]["median"] == 1.1
+    assert floored["to_best_fixed"]["ratio"] == 1.1
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,7 @@ def test_a_governor_is_held_against_the_fastest_setting_it_might_have_chosen():
     [
         (["--experts", "4"], "experts=4 is outside 8 to 64"),
         (["--follow", "0"], "follow=0 is not allowed"),
+        (["--rounds", "0"], "rounds=0 is not allowed"),
         (["--max-new-tokens", "1"], "max-new-tokens=1 is not allowed"),
         (["--questions", "-1"], "questions=-1 is not allowed"),
         (["--floors", "0.7", "1.2"], "floors=1.2 is not allowed"),

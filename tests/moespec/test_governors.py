@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -101,20 +102,22 @@ class World:
             config, used = governor.settings(asked, budget)
             depth = min(config.total_tokens - 1, config.depth)
             if config.min_path_p:
-                depth = min(depth, int(math.log(config.min_path_p) / math.log(self.p)))
-            num_rows, step_ms, mass = 1, self.table.plain_ms, 1.0
+                depth = min(depth, int(math.log(config.min_path_p) / math.log(self.p) + 1e-9))
+            num_rows, draft_ms, rest_ms, mass = 1, 0.0, self.table.plain_ms, 1.0
             if depth > 0:
                 cut, used = governor.choose(self._chain(depth), used)
                 num_rows, mass = cut.num_rows, 1.0
                 if num_rows > 1:
                     mass = self.table.mass_kept(num_rows, used.budget)
                     masses.append(mass)
-                step_ms = self.table.predict_ms(num_rows, used.budget) + self.table.draft_ms(depth, 3)
+                rest_ms, draft_ms = self.table.predict_ms(num_rows, used.budget), self.table.draft_ms(depth, 3)
             num_tokens = 1
             while num_tokens < num_rows and self.rng.random() < self.true_p:
                 num_tokens += 1
-            governor.observe(Outcome(num_tokens, step_ms * self.slowness, mass))
-            tokens, ms, rows, plain = tokens + num_tokens, ms + step_ms, rows + num_rows, plain + (num_rows == 1)
+            slow = self.slowness
+            governor.observe(Outcome(range(num_tokens), num_tokens, draft_ms * slow, rest_ms * slow, mass))
+            tokens, ms = tokens + num_tokens, ms + draft_ms + rest_ms
+            rows, plain = rows + num_rows, plain + (num_rows == 1)
         kept = sum(masses) / len(masses) if masses else 1.0
         return {"rate": tokens / ms, "rows": rows / num_steps, "plain": plain / num_steps, "mass": kept}
 
@@ -183,8 +186,8 @@ def test_utility_keeps_its_floor_under_the_smallest_budget_that_does(floor):
     governor = Utility(known, floor)
     found = World(known, 0.8).run(governor, 300, ASKED)
     assert floor <= found["mass"] <= floor + 0.1
-    cut, budget = governor.choose(World(known, 0.8)._chain(12), BudgetConfig())
-    kept = {b: known.mass_kept(cut.num_rows, b) for b in range(TOP_K, NUM_EXPERTS)}
+    _, budget = governor.choose(World(known, 0.8)._chain(12), BudgetConfig())
+    kept = {b: known.mass_kept(13, b) for b in range(TOP_K, NUM_EXPERTS)}
     assert budget.budget == min(b for b, mass in kept.items() if mass >= floor)
 
 
@@ -199,7 +202,7 @@ def test_utility_corrects_a_table_that_promises_too_much_mass():
         _, budget = governor.settings(ASKED, BudgetConfig())
         cut, budget = governor.choose(known._chain(12), budget)
         promised = known.table.mass_kept(cut.num_rows, budget.budget)
-        governor.observe(Outcome(3, 1.5, promised - 0.1))
+        governor.observe(Outcome(range(3), 3, 0.0, 1.5, promised - 0.1))
     assert promised >= 0.89
 
 
@@ -226,10 +229,17 @@ def test_governed_runs_write_what_generate_writes(family, make):
 
 
 def test_a_floor_makes_a_run_lossy_and_says_so():
-    engine = Engine.from_model(tiny_model("olmoe"), drafter=PlantingDrafter(list(range(VOCAB)), VOCAB))
-    governor = Utility(table(), 0.3)
-    steps = list(engine.generate([1, 2, 3], GenerationConfig(max_new_tokens=24), governor=governor))
-    assert any(step.settings.budget for step in steps)
+    class Steady(Utility):
+        """Whose steps all take as long, whatever else the machine does."""
+
+        def observe(self, outcome):
+            super().observe(replace(outcome, draft_ms=0.0, rest_ms=1.0))
+
+    model = tiny_model("olmoe")
+    output = model.generate(torch.arange(11)[None], do_sample=False, max_new_tokens=24)[0].tolist()
+    engine = Engine.from_model(tiny_model("olmoe"), drafter=PlantingDrafter(output, VOCAB))
+    steps = list(engine.generate([*range(11)], GenerationConfig(max_new_tokens=24), governor=Steady(table(), 0.3)))
+    assert any(step.settings.effective_budget and step.mass_kept < 1 for step in steps)
     assert not steps[-1].summary.lossless
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from moespec import Engine, GenerationConfig, profile
@@ -68,6 +70,20 @@ def test_a_kept_table_is_used_again(measured):
     assert profile_costs(pair()) == first and len(measured) == 1
     (path,) = cache_folder().iterdir()
     assert CostTable.load(path) == first
+
+
+def test_a_table_of_a_disturbed_machine_is_used_but_not_kept(measured, monkeypatch):
+    engine, steady = pair(), profile.measure_costs
+
+    def disturbed(engine, seconds):
+        return replace(steady(engine, seconds), held_out_error=0.3)
+
+    monkeypatch.setattr(profile, "measure_costs", disturbed)
+    assert profile_costs(engine).held_out_error == 0.3
+    monkeypatch.setattr(profile, "measure_costs", steady)
+    assert profile_costs(engine).held_out_error < 0.1
+    profile_costs(engine)
+    assert len(measured) == 2
 
 
 def test_another_model_drafter_or_machine_is_measured(measured, monkeypatch):

@@ -121,7 +121,7 @@ def test_a_tiny_pair_is_measured(engine, monkeypatch):
     assert advice.lossless.budget is None
     chosen = {"lossless"} | ({"budgeted"} if advice.budgeted else set())
     assert set(advice.confirmed) == chosen
-    assert all(found["interval_95"][0] <= found["median"] for found in advice.confirmed.values())
+    assert all(found["interval_95"][0] <= found["ratio"] for found in advice.confirmed.values())
     assert advice.budgeted is None or advice.budgeted.budget >= 6
     assert {found.choice.budget for found in advice.by_budget} <= {3, 4, 6, 9}
     assert advice.headline.startswith(("Speculate", "Do not speculate")) and "measured" in advice.headline
