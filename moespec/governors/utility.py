@@ -4,7 +4,8 @@ Over a whole answer the most tokens per second come from steps that each maximis
 of a millisecond is the tokens that it brings anyway: what recent steps got, and what plain decoding gets at the least.
 
 1. The tree stops growing at the probability that would have brought the most so far (`hindsight.py`): no row is
-   drafted to be thrown away. Where nothing brings more than plain decoding does, nothing is drafted.
+   drafted to be thrown away. Where nothing brings more than plain decoding does, nothing is drafted. Text that goes
+   better than usual has an account of its own: unlikely rows are worth more where the drafter is at a loss.
 2. Now and then a tree is grown further, to see whether that would pay; where nothing is drafted, ever more rarely.
 3. Every number of rows has its budget: the smallest that keeps the floor of router mass. Without a floor no budget is
    chosen: lossless where the caller is.
@@ -25,7 +26,7 @@ from moespec.governors.costs import StepCosts, StepTimes
 from moespec.governors.hindsight import PLAIN, START, THRESHOLDS, Hindsight
 from moespec.types import DraftTree
 
-MEMORY = 0.95  # share of what was seen that is kept at each step: about the last twenty count
+MEMORY, LONG_MEMORY = 0.97, 0.995  # share of what was seen that is kept at each step: the last 30 count, or 200
 NUM_LOWER = 3  # thresholds below the best, to which trees are grown to see further
 LOOK_EVERY = 48, 256  # steps: as a rule, and at the most where nothing is drafted
 FIRST_ATTENDED, ATTEND_EVERY = 24, 3  # steps that are learnt from: the first ones, then some: thinking takes time, too
@@ -40,8 +41,9 @@ class Utility:
             raise ValueError(f"floor={mass_floor} is not allowed: use above 0 and at most 1, or leave it out.")
         self.name = "utility" if mass_floor is None else f"utility:floor={mass_floor:g}"
         self._table, self._costs, self._floor = table, StepCosts(table), mass_floor
-        self._times, self._hindsight = StepTimes(), Hindsight()
+        self._times, self._of_hard_text, self._of_easy_text = StepTimes(), Hindsight(), Hindsight()
         self._tokens, self._ms = 1.0, table.plain_ms  # of recent steps, fading
+        self._usual_tokens = 1.0  # of steps as a rule
         self._mass_gap = 0.0  # what more of the mass steps keep than the table says
         self._candidates: dict[object, _Candidates] = {}
         self._num_steps, self._look_every, self._next_look = 0, LOOK_EVERY[0], LOOK_EVERY[0]
@@ -72,10 +74,14 @@ class Utility:
         return tree, budget
 
     def observe(self, outcome: Outcome) -> None:
+        if self._step.is_attended:
+            self._learn(outcome)
         self._tokens = _faded(self._tokens, outcome.num_tokens)
         self._ms = _faded(self._ms, outcome.step_ms)
-        if not self._step.is_attended:
-            return
+        self._usual_tokens = _faded(self._usual_tokens, outcome.num_tokens, LONG_MEMORY)
+
+    def _learn(self, outcome: Outcome) -> None:
+        """Before the outcome counts for what text is like: else lucky steps would be easy text's."""
         step, plan = self._step, self._plan
         last = len(step.path_p) - 1
         self._times.observe(last + 1, outcome.rest_ms, plan.candidates.costs_ms[last])
@@ -83,6 +89,11 @@ class Utility:
             self._mass_gap = _faded(self._mass_gap, outcome.mass_kept - plan.candidates.mass_kept[last])
         if step.place < PLAIN:
             self._hindsight.observe(step.place, step.path_p, step.depths, outcome.path, plan.cost_ms, plan.rows_ms[0])
+
+    @property
+    def _hindsight(self) -> Hindsight:
+        """The account of text like this."""
+        return self._of_easy_text if self._tokens > self._usual_tokens else self._of_hard_text
 
     @property
     def _price(self) -> float:
@@ -171,5 +182,5 @@ def _narrowed(tree: TreeConfig, place: int) -> TreeConfig:
     return replace(tree, total_tokens=1) if place == PLAIN else replace(tree, min_path_p=THRESHOLDS[place])
 
 
-def _faded(memory: float, seen: float) -> float:
-    return MEMORY * memory + (1 - MEMORY) * seen
+def _faded(value: float, seen: float, memory: float = MEMORY) -> float:
+    return memory * value + (1 - memory) * seen

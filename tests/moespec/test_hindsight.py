@@ -1,4 +1,4 @@
-"""What trees that stop sooner would have brought, against every one of them cut by hand; and costs that are corrected."""
+"""What trees that stop sooner would have brought, against each of them cut by hand; and costs that are corrected."""
 
 from __future__ import annotations
 
