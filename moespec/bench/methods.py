@@ -20,6 +20,7 @@ NUM_MATCHING_TOKENS = 48  # of each prompt, to see how many experts a setting re
 CHAINS = ("3,2,1,0", "4,3,1,0", "5,4,1,0")  # of depth 2 to 4
 SMALL_TREES = ("4,3,3,0", "6,4,3,0", "8,5,4,0")
 GOVERNED_TREE = "16,8,3,0.02"  # what governors choose from
+STOPPING_TREE = "16,8,3,0.12"  # what those choose from, too, that do not stop growing by themselves
 FIXED_TREES = ("16,8,3,0.2", "16,8,3,0.12", "16,8,3,0.06", "16,5,4,0")
 FIXED_BUDGETS = (8, 12, 16)
 
@@ -105,8 +106,9 @@ def baseline_arms() -> list[Arm]:
 
 def governed_arms(floors: Sequence[float]) -> list[Arm]:
     """EVICT, Cascade and utility, lossless; utility again under each floor of router mass."""
-    names = ("evict", "cascade-like", "utility", *(f"utility:floor={floor:g}" for floor in floors))
-    return [parse_arm(f"{name}@{GOVERNED_TREE}") for name in names]
+    rivals = [f"{name}@{tree}" for name in ("evict", "cascade-like") for tree in (GOVERNED_TREE, STOPPING_TREE)]
+    names = ("utility", *(f"utility:floor={floor:g}" for floor in floors))
+    return [parse_arm(arm) for arm in (*rivals, *(f"{name}@{GOVERNED_TREE}" for name in names))]
 
 
 def swept_arms() -> list[Arm]:

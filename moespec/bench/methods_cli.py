@@ -103,7 +103,7 @@ def _governor_ratios(all_measured: Sequence[ArmMeasurements], prompts: Sequence[
             timed = {m.arm.key: [m.timed[n] for n in chosen] for m in (*allowed, entry, plain)}
             best = max(allowed, key=lambda rival: overall(timed[rival.arm.key]))
             found.append(
-                {"governor": entry.arm.name, "class": name, "num_prompts": len(chosen), "best_fixed": best.arm.key}
+                {"governor": entry.arm.key, "class": name, "num_prompts": len(chosen), "best_fixed": best.arm.key}
                 | {"to_best_fixed": paired_ratio(timed[entry.arm.key], timed[best.arm.key])}
                 | {"to_plain": paired_ratio(timed[entry.arm.key], timed[plain.arm.key])}
             )

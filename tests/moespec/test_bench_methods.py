@@ -29,7 +29,7 @@ def test_every_arm_can_be_parsed_and_has_a_name_of_its_own():
     assert len(keys) == len(arms) - 5
     assert {arm.name for arm in baseline_arms()} == {"plain", "eagle3"}
     assert not any(arm.is_lossy for arm in baseline_arms())
-    assert [arm.is_lossy for arm in governed_arms([0.7])] == [False, False, False, True]
+    assert [arm.is_lossy for arm in governed_arms([0.7])] == [False] * 5 + [True]
 
 
 @pytest.mark.parametrize("wanted", [8, 11.3, 12, 20, 40])
@@ -53,6 +53,9 @@ def test_what_a_setting_reads_is_what_its_steps_read(engine):
     assert 8 <= read <= 9
 
 
+TREE = "@16,8,3,0.02"
+
+
 def measured(name: str, speeds: list[int], mass: float = 1.0) -> ArmMeasurements:
     class Summary:
         mass_kept = mass
@@ -69,17 +72,17 @@ def test_a_governor_is_held_against_the_fastest_setting_it_might_have_chosen():
             measured("eagle3@4,3,3,0", [90, 90, 120, 120]),
             measured("moe-spec:b=16@16,8,3,0.2", [300, 300, 300, 300], mass=0.8),
             measured("moe-spec:b=8@16,8,3,0.2", [900, 900, 900, 900], mass=0.5),
-            measured("utility@16,8,3,0.02", [190, 190, 114, 114]),
-            measured("utility:floor=0.7@16,8,3,0.02", [330, 330, 300, 300]),
+            measured(f"utility{TREE}", [190, 190, 114, 114]),
+            measured(f"utility:floor=0.7{TREE}", [330, 330, 300, 300]),
         ],
         prompts,
     )
     by_place = {(row["governor"], row["class"]): row for row in found}
-    lossless = by_place["utility", "tasks"], by_place["utility", "prose"]
+    lossless = by_place[f"utility{TREE}", "tasks"], by_place[f"utility{TREE}", "prose"]
     assert [row["best_fixed"] for row in lossless] == ["eagle3@16,8,3,0.2", "eagle3@4,3,3,0"]
     assert [row["to_best_fixed"]["ratio"] for row in lossless] == [0.95, 0.95]
     assert [row["to_plain"]["ratio"] for row in lossless] == [1.9, 1.14]
-    floored = by_place["utility:floor=0.7", "tasks"]
+    floored = by_place[f"utility:floor=0.7{TREE}", "tasks"]
     assert floored["best_fixed"] == "moe-spec:b=16@16,8,3,0.2"  # b=8 keeps too little
     assert floored["to_best_fixed"]["ratio"] == 1.1
 
