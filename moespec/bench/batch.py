@@ -2,7 +2,8 @@
 
 Owns the arms (a way to write, a number of requests, and whom a budget is for), the order of runs and the record. Every
 arm writes the same groups of prompts, as many at a time as it has requests, arms in rotation; what is timed are the
-steps in which all requests take part, prompts not included. Ratios are paired by group.
+steps in which all requests take part, prompts not included. Those steps are of other answers than one request's, for
+the last and longest is left alone: every token is held against the speed of its own answer by itself.
 """
 
 from __future__ import annotations
@@ -10,33 +11,50 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import random
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from moespec.batch import Batch
 from moespec.bench.arms import Arm, parse_arms
 from moespec.bench.cli import PROMPTS
 from moespec.bench.machine import checked_out_commit
-from moespec.bench.measure import BenchPrompt, read_prompts
+from moespec.bench.measure import read_prompts
 from moespec.bench.timed import Timed, overall, paired_ratio
 from moespec.config import SCOPES, BudgetConfig, GenerationConfig, TreeConfig
 from moespec.engine import Engine
 from moespec.request import Request
 from moespec.trace import StepTrace
 
+PER_GROUP = 4  # prompts for each of the most requests: answers are short and long, and each must meet others
+Outcome = StepTrace | BaseException
 ARMS = "plain eagle3 moe-spec:substitution:12"  # the page's budget
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a group of prompts gave: all requests' tokens together, and the steps as the requests saw them."""
+    """What a group of prompts gave: by prompt, its answer's tokens and its share of the time of the steps that wrote
+    them, where everyone's share is equal; and the steps as the requests saw them."""
 
-    timed: Timed
+    answers: list[Timed]
     steps: list[StepTrace]
+
+    @property
+    def together(self) -> Timed:
+        return _together(self.answers)
+
+    def alone(self, others: Sample) -> Timed:
+        """The time that this sample's tokens took in another one, where every answer was written at its own speed.
+
+        An answer that has no step there, as a lossy one may, is taken at the speed of all.
+        """
+        speeds = [overall([theirs]) or overall(others.answers) for theirs in others.answers]
+        return _together([Timed(n, n / speed) for (n, _), speed in zip(self.answers, speeds, strict=True)])
 
 
 @dataclass
@@ -49,10 +67,6 @@ class BatchArm:
     size: int
     samples: list[Sample] = field(default_factory=list)
 
-    @property
-    def timed(self) -> list[Timed]:
-        return [sample.timed for sample in self.samples]
-
     def write(self, engine: Engine, prompts: Sequence[list[int]], num_tokens: int) -> Sample:
         """Answer all prompts to their ends, `size` at a time, the next joining when one has ended.
 
@@ -60,23 +74,26 @@ class BatchArm:
         """
         engine.forget()
         generation = GenerationConfig(max_new_tokens=num_tokens)
-        batch, outcomes = Batch(engine, self.size), list[StepTrace | BaseException]()
-        for prompt in prompts:
-            batch.join(Request(prompt, generation, self.budget, self.tree), outcomes.append)
-        steps, seconds, goes_on = list[StepTrace](), 0.0, True
+        batch, outcomes = Batch(engine, self.size), list[tuple[int, Outcome]]()
+        for place, prompt in enumerate(prompts):
+            request = Request(prompt, generation, self.budget, self.tree)
+            batch.join(request, partial(_note, outcomes, place))
+        answers, steps, goes_on = [Timed(0, 0.0) for _ in prompts], list[StepTrace](), True
         while goes_on:
             outcomes.clear()
             began = time.perf_counter()
             goes_on = batch.step()
             elapsed = time.perf_counter() - began
-            found = [outcome for outcome in outcomes if isinstance(outcome, StepTrace)]
+            found = [(place, outcome) for place, outcome in outcomes if isinstance(outcome, StepTrace)]
             if len(found) < len(outcomes):
-                raise next(outcome for outcome in outcomes if isinstance(outcome, BaseException))
-            if len(found) == self.size and all(step.kind != "prefill" for step in found):
-                steps, seconds = steps + found, seconds + elapsed
+                raise next(outcome for _, outcome in outcomes if isinstance(outcome, BaseException))
+            if len(found) == self.size and all(step.kind != "prefill" for _, step in found):
+                steps += [step for _, step in found]
+                for place, step in found:
+                    answers[place] = _together([answers[place], Timed(len(step.token_ids), elapsed / self.size)])
         if not steps:
             raise ValueError(f"max-new-tokens={num_tokens} is too few: an answer ended before all were under way.")
-        return Sample(Timed(sum(len(step.token_ids) for step in steps), seconds), steps)
+        return Sample(answers, steps)
 
 
 def batch_arms(arms: Sequence[Arm], sizes: Sequence[int]) -> list[BatchArm]:
@@ -107,6 +124,8 @@ def batch_record(arms: Sequence[BatchArm], num_layers: int, bytes_per_expert: in
     for arm in arms:
         alone = next(one for one in arms if (one.name, one.tree, one.size) == (arm.name, arm.tree, 1))
         steps = [step for sample in arm.samples for step in sample.steps]
+        together = [sample.together for sample in arm.samples]
+        apart = [sample.alone(other) for sample, other in zip(arm.samples, alone.samples, strict=True)]
         read = statistics.fmean(step.expert_bytes for step in steps) * arm.size / bytes_per_expert / num_layers
         rows.append(
             {
@@ -114,8 +133,8 @@ def batch_record(arms: Sequence[BatchArm], num_layers: int, bytes_per_expert: in
                 "tree": arm.tree.numbers,
                 "requests": arm.size,
                 "scope": arm.budget.scope if arm.size > 1 and not arm.budget.is_lossless else None,
-                "tokens_per_s": round(overall(arm.timed), 1),
-                "to_one_request": paired_ratio(arm.timed, alone.timed),
+                "tokens_per_s": round(overall(together), 1),
+                "to_one_request": paired_ratio(together, apart),
                 "tokens_per_step_of_each": round(statistics.fmean(len(step.token_ids) for step in steps), 3),
                 **{name: round(statistics.median(getattr(step, name) for step in steps), 3) for name in _PARTS},
                 "experts_read": round(read, 2),
@@ -125,6 +144,14 @@ def batch_record(arms: Sequence[BatchArm], num_layers: int, bytes_per_expert: in
 
 
 _PARTS = ("draft_ms", "verify_ms", "other_ms")
+
+
+def _note(outcomes: list[tuple[int, Outcome]], place: int, outcome: Outcome) -> None:
+    outcomes.append((place, outcome))
+
+
+def _together(answers: Sequence[Timed]) -> Timed:
+    return Timed(sum(answer.num_tokens for answer in answers), sum(answer.seconds for answer in answers))
 
 
 def batch_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -150,9 +177,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--arms", default=ARMS, metavar="LIST", help="names joined by spaces; see moespec/bench/arms.py"
     )
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2, 4], metavar="R", help="requests at a time")
-    parser.add_argument(
-        "--groups", type=int, default=8, metavar="N", help="groups of prompts, twice the largest size each"
-    )
+    parser.add_argument("--groups", type=int, default=8, metavar="N", help="groups of prompts, drawn by chance")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="of an answer that does not end")
     parser.add_argument("--json", action="store_true", help="the record as the last line, instead of a table")
 
@@ -168,8 +193,9 @@ def bench_batch(engine: Engine, args: argparse.Namespace) -> int:
         assert arm.budget is not None
         engine.check_budget(arm.budget)
     sizes = sorted({1, *args.sizes})
-    per_group = 2 * sizes[-1]
-    groups = _groups(read_prompts(PROMPTS, engine, args.groups * per_group), per_group)
+    prompts = [prompt.token_ids for prompt in read_prompts(PROMPTS, engine, None)]
+    per_group = min(PER_GROUP * sizes[-1], len(prompts))
+    groups = [random.Random(number).sample(prompts, per_group) for number in range(args.groups)]
     all_arms = batch_arms(arms, sizes)
     measure_batches(engine, all_arms, groups, args.max_new_tokens)
     rows = batch_record(all_arms, len(engine.target.moe_layers), engine.target.bytes_per_expert)
@@ -180,7 +206,7 @@ def bench_batch(engine: Engine, args: argparse.Namespace) -> int:
         "prompts": {
             "file": PROMPTS.name,
             "sha256": hashlib.sha256(PROMPTS.read_bytes()).hexdigest(),
-            "groups": len(groups),
+            "groups": args.groups,
             "prompts_per_group": per_group,
             "max_new_tokens": args.max_new_tokens,
         },
@@ -188,9 +214,3 @@ def bench_batch(engine: Engine, args: argparse.Namespace) -> int:
     }
     print(json.dumps(document) if args.json else batch_table(rows))
     return 0
-
-
-def _groups(prompts: list[BenchPrompt], size: int) -> list[list[list[int]]]:
-    """Token ids in groups of `size`, each with prompts from all over the file; the rest is left out."""
-    num_groups = len(prompts) // size
-    return [[prompt.token_ids for prompt in prompts[n::num_groups][:size]] for n in range(num_groups)]

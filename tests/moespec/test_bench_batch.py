@@ -7,7 +7,8 @@ import json
 import pytest
 
 from moespec import EMBEDDED_TARGET, BudgetConfig, Engine, GenerationConfig, TreeConfig
-from moespec.bench.batch import BatchArm
+from moespec.bench.batch import BatchArm, Sample
+from moespec.bench.timed import Timed, overall
 from moespec.cli import main
 
 
@@ -39,8 +40,17 @@ def test_only_steps_in_which_all_take_part_are_timed():
     first, second, third = (length - 2 for length in lengths)
     together = min(first, second) + min(max(first, second) - min(first, second) - 1, third)
     assert min(first, second, third) > 0 and len(sample.steps) == 2 * together
-    assert sample.timed.num_tokens == len(sample.steps) and sample.timed.seconds > 0
+    assert sample.together.num_tokens == len(sample.steps) and sample.together.seconds > 0
+    assert sample.answers[0].num_tokens == min(first, second) or sample.answers[1].num_tokens == min(first, second)
     engine.close()
+
+
+def test_tokens_are_held_against_the_speed_of_their_own_answer_alone():
+    """Twice as fast together: 8 tokens of a slow answer and 2 of a quick one, which alone were 10 of each."""
+    together = Sample([Timed(8, 0.4), Timed(2, 0.05), Timed(0, 0.0)], [])
+    alone = Sample([Timed(10, 1.0), Timed(10, 0.5), Timed(4, 0.1)], [])
+    assert together.alone(alone) == Timed(10, pytest.approx(0.9))
+    assert overall([together.together]) / overall([together.alone(alone)]) == pytest.approx(2.0)
 
 
 def test_answers_that_end_before_all_are_under_way_are_refused():
