@@ -23,7 +23,7 @@ import numpy as np
 
 from moespec.cost_fits import FITS, Curve, Predict, Sample, between, held_out_errors, least_squares
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,15 @@ from moespec.trace import StepTrace
 
 ROWS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 DEPTH, BRANCHING = 8, 8  # of all trees whose rows are compared: each is the most likely part of the next larger one
-DRAFTS = ((2, 3), (4, 3), (8, 3), (2, 8), (4, 8))  # further (levels, nodes expanded), for what drafting costs
+DRAFTS = (
+    (4, 1),
+    (8, 1),
+    (2, 3),
+    (4, 3),
+    (8, 3),
+    (2, 8),
+    (4, 8),
+)  # further (levels, nodes expanded), for what drafting costs
 NUM_TIMED = 2  # steps of a turn that count
 PLAIN_EVERY = 8  # turns
 LEAST_ROUNDS = 2

@@ -86,6 +86,7 @@ class BatchArm:
             elapsed = time.perf_counter() - began
             found = [(place, outcome) for place, outcome in outcomes if isinstance(outcome, StepTrace)]
             if len(found) < len(outcomes):
+                batch.close()
                 raise next(outcome for _, outcome in outcomes if isinstance(outcome, BaseException))
             if len(found) == self.size and all(step.kind != "prefill" for _, step in found):
                 steps += [step for _, step in found]

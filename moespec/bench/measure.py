@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ Progress = Callable[[str], None]
 class ArmMeasurements:
     """What was seen of one arm; all lists have one entry per prompt. The replay's are empty for lossless arms.
 
-    timed: the answer, in the median of the rounds' seconds; summaries: of the last round.
+    timed, summaries: of the answer whose speed is the middle one of all rounds'.
     """
 
     arm: Arm
@@ -102,13 +101,16 @@ def _measure_speed(
             found[entry.arm.key][place].append(contestants.write(entry.arm, prompts[place].token_ids))
         progress(f"speed: round {number + 1} of {num_rounds}, prompt {place + 1} of {len(prompts)}")
     for entry in measured:
-        answers = found[entry.arm.key]
-        entry.timed = [
-            Timed(rounds[-1].timed.num_tokens, statistics.median(written.timed.seconds for written in rounds))
-            for rounds in answers
-        ]
-        entry.summaries = [rounds[-1].summary for rounds in answers if rounds[-1].summary is not None]
+        middle = [_of_middle_speed(rounds) for rounds in found[entry.arm.key]]
+        entry.timed = [written.timed for written in middle]
+        entry.summaries = [written.summary for written in middle if written.summary is not None]
     return {key: [rounds[-1].token_ids for rounds in answers] for key, answers in found.items()}
+
+
+def _of_middle_speed(rounds: list[Written]) -> Written:
+    """Of one arm's answers to one prompt; the texts may differ where a governor chooses budgets."""
+    by_speed = sorted(rounds, key=lambda written: written.timed.seconds / max(1, written.timed.num_tokens))
+    return by_speed[(len(by_speed) - 1) // 2]
 
 
 def _spread(num_all: int, num_wanted: int) -> list[int]:

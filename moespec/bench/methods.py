@@ -21,7 +21,7 @@ CHAINS = ("3,2,1,0", "4,3,1,0", "5,4,1,0")  # of depth 2 to 4
 SMALL_TREES = ("4,3,3,0", "6,4,3,0", "8,5,4,0")
 GOVERNED_TREE = "16,8,3,0.02"  # what governors choose from
 STOPPING_TREE = "16,8,3,0.12"  # what those choose from, too, that do not stop growing by themselves
-FIXED_TREES = ("16,8,3,0.2", "16,8,3,0.12", "16,8,3,0.06", "16,5,4,0")
+FIXED_TREES = ("16,8,3,0.2", "16,8,3,0.12", "16,8,3,0.06", "9,8,1,0.2", "9,8,1,0.1")
 FIXED_BUDGETS = (8, 12, 16)
 
 
@@ -95,6 +95,8 @@ def _num_read(engine: Engine, arm: Arm, prompts: Sequence[list[int]]) -> float:
         summary = [step.summary for step in engine.generate(prompt, generation, arm.budget, arm.tree)][-1]
         if summary is not None and summary.experts_active is not None:
             counts.append(summary.experts_active)
+    if not counts:
+        raise ValueError(f"{arm.key} wrote no tree step: give prompts with longer answers.")
     return statistics.fmean(counts)
 
 
@@ -112,6 +114,6 @@ def governed_arms(floors: Sequence[float]) -> list[Arm]:
 
 
 def swept_arms() -> list[Arm]:
-    """Fixed settings that a governor is held against: trees that stop early or late, with and without budgets."""
+    """Fixed settings that a governor is held against: trees and chains that stop early or late, also with budgets."""
     names = ("eagle3", *(f"moe-spec:b={budget}" for budget in FIXED_BUDGETS))
     return [parse_arm(f"{name}@{tree}") for tree in FIXED_TREES for name in names]

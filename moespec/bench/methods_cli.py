@@ -128,7 +128,7 @@ def _table(document: dict[str, Any]) -> str:
         cells = (row["experts_active"], row["mass_kept"], row["kl"], agreement, row["exact_match"])
         shown = " | ".join("–" if cell is None else f"{cell:.4g}" for cell in cells)
         lines.append(
-            f"| {row['key']} | {row['tokens_per_s']['all']:.0f} | {row['tokens_per_step'] - 1:.2f} | {shown} |"
+            f"| {row['key']} | {row['tokens_per_s']['all']:.0f} | {(row['tokens_per_step'] or 1) - 1:.2f} | {shown} |"
         )
     return "\n".join(lines)
 

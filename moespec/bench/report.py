@@ -29,6 +29,7 @@ def arm_record(measured: ArmMeasurements) -> dict[str, Any]:
         "experts_kept": _mean(summaries, lambda s: s.experts_kept),
         "experts_active": _mean(summaries, lambda s: s.experts_active),
         "mass_kept": _mean(summaries, lambda s: s.mass_kept, digits=4),
+        "num_positions": sum(map(len, measured.agreement)),
         "agreement_top1": _share(measured.agreement),
         "kl": _share(measured.kl),
         "agreement_top1_own_kv": _share(measured.agreement_own_kv),

@@ -35,7 +35,7 @@ def speeds(answers: Sequence[Timed]) -> dict[str, float]:
 
 
 def paired_ratio(ours: Sequence[Timed], theirs: Sequence[Timed]) -> dict[str, Any]:
-    """Our speed over theirs on the same prompts, and a 95 % interval of it from resampled prompts (seed 0)."""
+    """Our speed over theirs, pair by pair on the same prompts, and a 95 % interval of it from resampled pairs."""
     pairs, rng = list(zip(ours, theirs, strict=True)), random.Random(0)
     found = sorted(_ratio(rng.choices(pairs, k=len(pairs))) for _ in range(NUM_RESAMPLES))
     low, high = found[int(0.025 * NUM_RESAMPLES)], found[int(0.975 * NUM_RESAMPLES)]

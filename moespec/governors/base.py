@@ -19,7 +19,7 @@ class Outcome:
 
     path        rows that were accepted, the root first, of the tree that was verified
     num_tokens  emitted, the bonus token included
-    draft_ms    drafting and what the governor itself took; rest_ms: verifying and everything else
+    draft_ms    drafting; rest_ms: verifying and everything else
     mass_kept   share of the router probability that the budget kept, mean over layers
     """
 

@@ -6,7 +6,6 @@ Owns the lists, and their correction by what a governor's own steps take. Knows 
 from __future__ import annotations
 
 import itertools
-from functools import cached_property
 
 from moespec.config import MAX_TREE_TOKENS
 from moespec.cost_table import CostTable
@@ -24,6 +23,7 @@ class StepCosts:
     def __init__(self, table: CostTable) -> None:
         self.table = table
         self._by_budget: dict[int | None, list[float]] = {}
+        self._by_top_k: dict[int, list[float]] = {}
 
     @property
     def plain_ms(self) -> float:
@@ -36,14 +36,11 @@ class StepCosts:
             self._by_budget[budget] = list(itertools.accumulate(found, max))
         return self._by_budget[budget]
 
-    def draft_ms(self, num_levels: int) -> float:
-        """Growing so many levels with the least branching that was measured."""
-        return self._draft_ms[min(num_levels, MAX_LEVELS)]
-
-    @cached_property
-    def _draft_ms(self) -> list[float]:
-        top_k = min(point.top_k for point in self.table.drafts)
-        return [self.table.draft_ms(levels, top_k) for levels in range(MAX_LEVELS + 1)]
+    def draft_ms(self, num_levels: int, top_k: int) -> float:
+        """Growing so many levels, `top_k` nodes expanded on each."""
+        if top_k not in self._by_top_k:
+            self._by_top_k[top_k] = [self.table.draft_ms(levels, top_k) for levels in range(MAX_LEVELS + 1)]
+        return self._by_top_k[top_k][min(num_levels, MAX_LEVELS)]
 
 
 class StepTimes:

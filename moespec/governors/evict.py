@@ -23,15 +23,16 @@ class Evict:
     name = "evict"
 
     def __init__(self, table: CostTable) -> None:
-        self._costs = StepCosts(table)
+        self._costs, self._top_k = StepCosts(table), TreeConfig().top_k
 
     def settings(self, tree: TreeConfig, budget: BudgetConfig) -> tuple[TreeConfig, BudgetConfig]:
+        self._top_k = tree.top_k
         return tree, budget
 
     def choose(self, tree: DraftTree, budget: BudgetConfig) -> tuple[DraftTree, BudgetConfig]:
         path_p = sorted(tree.draft_logp_T.exp().tolist(), reverse=True)
         costs_ms = self._costs.by_rows(budget.budget)
-        draft_ms = self._costs.draft_ms(int(tree.depths_T[-1]))
+        draft_ms = self._costs.draft_ms(int(tree.depths_T[-1]), self._top_k)
         gains = itertools.accumulate(path_p)  # the root's probability of 1 stands for the bonus token
         rates = [gain / (draft_ms + cost_ms) for gain, cost_ms in zip(gains, costs_ms, strict=False)]
         num_rows = rates.index(max(rates)) + 1

@@ -3,34 +3,37 @@
 Over a whole answer the most tokens per second come from steps that each maximise tokens - price * ms, where the price
 of a millisecond is the tokens that it brings anyway: what recent steps got, and what plain decoding gets at the least.
 
-1. The tree stops growing at the probability that would have brought the most so far (`hindsight.py`): no row is
-   drafted to be thrown away. Where nothing brings more than plain decoding does, nothing is drafted. Text that goes
-   better than usual has an account of its own: unlikely rows are worth more where the drafter is at a loss.
-2. Now and then a tree is grown further, to see whether that would pay; where nothing is drafted, ever more rarely.
+1. The tree stops growing at the probability that would have brought the most so far, and is a chain where that would
+   have brought more: no row is drafted to be thrown away. Where plain decoding would have brought more, nothing is
+   drafted. `hindsight.py` keeps the account, one for text where the drafter is sure and one for text where it is not.
+2. Now and then a tree is grown further, to see whether that would pay. Where nothing is drafted, that is done ever more
+   rarely; but a tree that paid there is followed by some more at once, and the past counts for less.
 3. Every number of rows has its budget: the smallest that keeps the floor of router mass. Without a floor no budget is
    chosen: lossless where the caller is.
 
-What steps cost and keep starts as the table's, and is corrected by what they took and kept.
+What verifying costs and keeps starts as the table's, and is corrected by what steps took and kept.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from moespec.config import MAX_TREE_TOKENS, BudgetConfig, TreeConfig
 from moespec.cost_table import CostTable
 from moespec.governors.base import Outcome
 from moespec.governors.costs import StepCosts, StepTimes
-from moespec.governors.hindsight import PLAIN, START, THRESHOLDS, Hindsight
+from moespec.governors.hindsight import PLAIN, START, THRESHOLDS, Accounts, CostMs, Shape, ShapeCosts, Tree
 from moespec.types import DraftTree
 
-MEMORY, LONG_MEMORY = 0.97, 0.995  # share of what was seen that is kept at each step: the last 30 count, or 200
+MEMORY = 0.95  # share of what was seen that is kept at each step: about the last twenty count
 NUM_LOWER = 3  # thresholds below the best, to which trees are grown to see further
 LOOK_EVERY = 48, 256  # steps: as a rule, and at the most where nothing is drafted
 FIRST_ATTENDED, ATTEND_EVERY = 24, 3  # steps that are learnt from: the first ones, then some: thinking takes time, too
 PLAN_EVERY = 6  # steps
+NUM_CLOSE_LOOKS, LOOK_COST = 6, 2.0  # that follow one that paid; at the most, in plain steps, where nothing is drafted
+ROOT = Tree((1.0,), (0,), (-1,))
 
 
 class Utility:
@@ -41,34 +44,37 @@ class Utility:
             raise ValueError(f"floor={mass_floor} is not allowed: use above 0 and at most 1, or leave it out.")
         self.name = "utility" if mass_floor is None else f"utility:floor={mass_floor:g}"
         self._table, self._costs, self._floor = table, StepCosts(table), mass_floor
-        self._times, self._of_hard_text, self._of_easy_text = StepTimes(), Hindsight(), Hindsight()
+        self._times, self._accounts = StepTimes(), Accounts()
         self._tokens, self._ms = 1.0, table.plain_ms  # of recent steps, fading
-        self._usual_tokens = 1.0  # of steps as a rule
         self._mass_gap = 0.0  # what more of the mass steps keep than the table says
         self._candidates: dict[object, _Candidates] = {}
         self._num_steps, self._look_every, self._next_look = 0, LOOK_EVERY[0], LOOK_EVERY[0]
-        self._best = START  # place in THRESHOLDS
+        self._num_close_looks = 0
         self._plan = self._planned(TreeConfig(), BudgetConfig())
-        self._step = _Step(PLAIN, is_attended=True)
+        self._step = _Step(Shape(PLAIN, is_chain=False), is_attended=True)
 
     def settings(self, tree: TreeConfig, budget: BudgetConfig) -> tuple[TreeConfig, BudgetConfig]:
-        if self._num_steps % PLAN_EVERY == 0 or (self._plan.tree, self._plan.budget) != (tree, budget):
-            self._best = self._hindsight.best(self._price)
+        if (self._plan.tree, self._plan.budget) != (tree, budget):
+            self._accounts = Accounts()  # what is asked for has changed, and with it what steps cost and bring
             self._plan = self._planned(tree, budget)
-        is_look = self._num_steps >= self._next_look
+        elif self._num_steps % PLAN_EVERY == 0:
+            self._plan = self._planned(tree, budget)
+        is_look = self._num_close_looks > 0 or self._num_steps >= self._next_look
+        self._num_close_looks = max(0, self._num_close_looks - 1)
         if is_look:
-            self._look_every = min(2 * self._look_every, LOOK_EVERY[1]) if self._best == PLAIN else LOOK_EVERY[0]
+            self._look_every = min(2 * self._look_every, LOOK_EVERY[1]) if self._plan.is_plain else LOOK_EVERY[0]
             self._next_look = self._num_steps + self._look_every
         is_attended = is_look or self._num_steps < FIRST_ATTENDED or self._num_steps % ATTEND_EVERY == 0
         self._num_steps += 1
-        self._step = _Step(_lower(self._best) if is_look else self._best, is_attended)
-        return (self._plan.looking if is_look else self._plan.usual), budget
+        grown, config = self._plan.looking if is_look else self._plan.usual
+        self._step = _Step(grown, is_attended)
+        return config, budget
 
     def choose(self, tree: DraftTree, budget: BudgetConfig) -> tuple[DraftTree, BudgetConfig]:
         if self._floor is None and not self._step.is_attended:
             return tree, budget
         path_p = [math.exp(logp) for logp in tree.draft_logp_T.tolist()]
-        self._step = replace(self._step, path_p=path_p, depths=tree.depths_T.tolist())
+        self._step = replace(self._step, tree=Tree(path_p, tree.depths_T.tolist(), tree.parents_T.tolist()))
         if self._floor is not None:
             budget = replace(budget, budget=self._plan.candidates.budgets[len(path_p) - 1], coverage=None)
         return tree, budget
@@ -78,22 +84,20 @@ class Utility:
             self._learn(outcome)
         self._tokens = _faded(self._tokens, outcome.num_tokens)
         self._ms = _faded(self._ms, outcome.step_ms)
-        self._usual_tokens = _faded(self._usual_tokens, outcome.num_tokens, LONG_MEMORY)
 
     def _learn(self, outcome: Outcome) -> None:
-        """Before the outcome counts for what text is like: else lucky steps would be easy text's."""
         step, plan = self._step, self._plan
-        last = len(step.path_p) - 1
+        last = len(step.tree.path_p) - 1
         self._times.observe(last + 1, outcome.rest_ms, plan.candidates.costs_ms[last])
         if self._floor is not None and last > 0:
             self._mass_gap = _faded(self._mass_gap, outcome.mass_kept - plan.candidates.mass_kept[last])
-        if step.place < PLAIN:
-            self._hindsight.observe(step.place, step.path_p, step.depths, outcome.path, plan.cost_ms, plan.rows_ms[0])
-
-    @property
-    def _hindsight(self) -> Hindsight:
-        """The account of text like this."""
-        return self._of_easy_text if self._tokens > self._usual_tokens else self._of_hard_text
+        if step.grown.place < PLAIN:
+            if plan.is_plain:
+                self._accounts.now.shorten()
+            # An end of the answer may have cut the path short.
+            paid = self._accounts.observe(step.grown, step.tree, outcome.path[: outcome.num_tokens], plan.costs)
+            if plan.is_plain and paid and not self._num_close_looks:
+                self._num_close_looks, self._look_every = NUM_CLOSE_LOOKS, LOOK_EVERY[0]
 
     @property
     def _price(self) -> float:
@@ -105,9 +109,19 @@ class Utility:
         """What the next steps go by, from what is known now."""
         candidates = self._candidates_for(budget)
         rows_ms = [ms * self._times.ratio(num_rows) for num_rows, ms in enumerate(candidates.costs_ms, start=1)]
-        levels_ms = [self._costs.draft_ms(min(depth + 1, tree.depth)) for depth in range(tree.depth + 1)]
-        usual, looking = (_narrowed(tree, place) for place in (self._best, _lower(self._best)))
-        return _Plan(tree, budget, usual, looking, candidates, rows_ms, levels_ms)
+
+        def cost_ms(top_k: int) -> CostMs:
+            levels_ms = [self._costs.draft_ms(min(depth + 1, tree.depth), top_k) for depth in range(tree.depth + 1)]
+            return lambda num_rows, depth: rows_ms[num_rows - 1] + levels_ms[min(depth, tree.depth)]
+
+        best = self._accounts.now.best(self._price)
+        if best.place == PLAIN:  # to see at all, of few rows where rows are dear
+            num_rows = max(2, sum(ms <= LOOK_COST * rows_ms[0] for ms in rows_ms))
+            looking = _grown(replace(tree, total_tokens=min(tree.total_tokens, num_rows)), Shape(START, False))
+        else:  # to see further
+            looking = _grown(tree, Shape(max(0, min(best.place, START) - NUM_LOWER), False))
+        costs = ShapeCosts(cost_ms(tree.top_k), cost_ms(1), rows_ms[0])
+        return _Plan(tree, budget, _grown(tree, best), looking, candidates, costs)
 
     def _candidates_for(self, budget: BudgetConfig) -> _Candidates:
         """With a floor the cheapest budgets that keep it; else the one asked for."""
@@ -133,13 +147,11 @@ class Utility:
 
 @dataclass(frozen=True)
 class _Step:
-    """The step under way: how far its tree was to grow, a place in THRESHOLDS, whether it is learnt from, and its rows,
-    the root first."""
+    """The step under way: what its tree was to be, whether it is learnt from, and the tree."""
 
-    place: int
+    grown: Shape
     is_attended: bool
-    path_p: Sequence[float] = (1.0,)
-    depths: Sequence[int] = (0,)
+    tree: Tree = ROOT
 
 
 @dataclass(frozen=True)
@@ -156,31 +168,30 @@ class _Plan:
     """What steps go by until the next plan.
 
     tree, budget      what is asked for
-    usual, looking    what is drafted with of that, as a rule and to see further
-    rows_ms           verifying 1 row, 2, and so on, and the rest
-    levels_ms         drafting a tree whose deepest row is at 0, 1, and so on
+    usual, looking    what is grown of that, and the configuration for it: as a rule, and to see further
+    costs             of what could have been grown
     """
 
     tree: TreeConfig
     budget: BudgetConfig
-    usual: TreeConfig
-    looking: TreeConfig
+    usual: tuple[Shape, TreeConfig]
+    looking: tuple[Shape, TreeConfig]
     candidates: _Candidates
-    rows_ms: list[float]
-    levels_ms: list[float]
+    costs: ShapeCosts
 
-    def cost_ms(self, num_rows: int, depth: int) -> float:
-        return self.rows_ms[num_rows - 1] + self.levels_ms[depth]
-
-
-def _lower(place: int) -> int:
-    """From where one sees further, also where nothing was drafted for long."""
-    return max(0, min(place, START) - NUM_LOWER)
+    @property
+    def is_plain(self) -> bool:
+        return self.usual[0].place == PLAIN
 
 
-def _narrowed(tree: TreeConfig, place: int) -> TreeConfig:
-    return replace(tree, total_tokens=1) if place == PLAIN else replace(tree, min_path_p=THRESHOLDS[place])
+def _grown(tree: TreeConfig, shape: Shape) -> tuple[Shape, TreeConfig]:
+    """The shape within the tree asked for, which is the limit: no row less likely, no wider, none if it is a root."""
+    if tree.total_tokens == 1 or shape.place == PLAIN:
+        return Shape(PLAIN, shape.is_chain), replace(tree, total_tokens=1)
+    place = max(shape.place, min(bisect_left(THRESHOLDS, tree.min_path_p), PLAIN - 1))
+    least_p = max(THRESHOLDS[place], tree.min_path_p)
+    return Shape(place, shape.is_chain), replace(tree, min_path_p=least_p, top_k=1 if shape.is_chain else tree.top_k)
 
 
-def _faded(value: float, seen: float, memory: float = MEMORY) -> float:
-    return memory * value + (1 - memory) * seen
+def _faded(memory: float, seen: float) -> float:
+    return MEMORY * memory + (1 - MEMORY) * seen
