@@ -32,7 +32,7 @@ from moespec.request import Request
 from moespec.trace import StepTrace
 
 PER_GROUP = 4  # prompts for each of the most requests: answers are short and long, and each must meet others
-Outcome = StepTrace | BaseException
+Delivered = StepTrace | BaseException  # what a request in a batch hears of
 ARMS = "plain eagle3 moe-spec:substitution:12"  # the page's budget
 
 
@@ -74,7 +74,7 @@ class BatchArm:
         """
         engine.forget()
         generation = GenerationConfig(max_new_tokens=num_tokens)
-        batch, outcomes = Batch(engine, self.size), list[tuple[int, Outcome]]()
+        batch, outcomes = Batch(engine, self.size), list[tuple[int, Delivered]]()
         for place, prompt in enumerate(prompts):
             request = Request(prompt, generation, self.budget, self.tree)
             batch.join(request, partial(_note, outcomes, place))
@@ -147,7 +147,7 @@ def batch_record(arms: Sequence[BatchArm], num_layers: int, bytes_per_expert: in
 _PARTS = ("draft_ms", "verify_ms", "other_ms")
 
 
-def _note(outcomes: list[tuple[int, Outcome]], place: int, outcome: Outcome) -> None:
+def _note(outcomes: list[tuple[int, Delivered]], place: int, outcome: Delivered) -> None:
     outcomes.append((place, outcome))
 
 

@@ -24,7 +24,6 @@ LEAST_SEEN, FEW_SEEN = 1.9, 4.0  # steps that must show a threshold; that count 
 FIRST_SEEN = 16  # steps before anything is concluded
 SURE, FIRST_MEMORY = 0.6, 0.9  # of a first guess, as a rule; share of that rule that is kept at each step
 
-
 # Of so many rows when the deepest is so deep; of the root alone: its search for children included.
 CostMs = Callable[[int, int], float]
 

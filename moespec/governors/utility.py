@@ -115,7 +115,7 @@ class Utility:
             return lambda num_rows, depth: rows_ms[num_rows - 1] + levels_ms[min(depth, tree.depth)]
 
         best = self._accounts.now.best(self._price)
-        if best.place == PLAIN:  # to see at all, of few rows where rows are dear
+        if best.place == PLAIN:  # to see at all, of few rows where rows are dear; those left out count as worth nothing
             num_rows = max(2, sum(ms <= LOOK_COST * rows_ms[0] for ms in rows_ms))
             looking = _grown(replace(tree, total_tokens=min(tree.total_tokens, num_rows)), Shape(START, False))
         else:  # to see further

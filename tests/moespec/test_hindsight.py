@@ -42,8 +42,11 @@ def test_the_best_threshold_is_the_best_of_all_cuts(row_ms, price):
     rng = random.Random(1)
     trees = [random_tree(rng) for _ in range(200)]
     hindsight = Hindsight()
+
+    def cost_ms(num_rows: int, depth: int) -> float:
+        return PLAIN_MS + row_ms * (num_rows - 1) + 0.05 * (depth + 1)
+
     for tree, accepted in trees:
-        cost_ms = lambda num_rows, depth: PLAIN_MS + row_ms * (num_rows - 1) + 0.05 * (depth + 1)  # noqa: E731
         hindsight.observe(0, tree, accepted, cost_ms, PLAIN_MS)
 
     def value(threshold: float) -> float:
