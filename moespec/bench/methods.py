@@ -1,7 +1,7 @@
 """What `bench methods` compares: every expert policy at matched experts per layer, every governor, and the baselines
 that a sceptic would ask for.
 
-Owns the list of arms and the search for each method's setting that reads as many experts as the others. Knows nothing
+Owns the groups of arms and the search for each method's setting that reads as many experts as the others. Knows nothing
 of how arms are measured.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moespec.bench.arms import DEFAULT, LARGE, Arm, parse_arm
-from moespec.config import GenerationConfig
+from moespec.bench.arms import LARGE, Arm, parse_arm
+from moespec.config import GenerationConfig, TreeConfig
 from moespec.engine import Engine
 
 NUM_MATCHING_TOKENS = 48  # of each prompt, to see how many experts a setting reads
@@ -22,7 +22,7 @@ SMALL_TREES = ("4,3,3,0", "6,4,3,0", "8,5,4,0")
 GOVERNED_TREE = "16,8,3,0.02"  # what governors choose from
 STOPPING_TREE = "16,8,3,0.12"  # what those choose from, too, that do not stop growing by themselves
 FIXED_TREES = ("16,8,3,0.2", "16,8,3,0.12", "16,8,3,0.06", "9,8,1,0.2", "9,8,1,0.1")
-FIXED_BUDGETS = (8, 12, 16)
+FIXED_BUDGETS = ("moe-spec:b=8", "moe-spec:b=12", "moe-spec:b=16")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def matched_arms(
 
     Experts read do not fall along a family's settings, so that a bisection finds the nearest.
     """
-    tree = ",".join(f"{number:g}" for number in LARGE.numbers)
+    tree = _numbers(LARGE)
     for family in families(engine.target.top_k, engine.target.num_experts):
         found: dict[str, float] = {}
 
@@ -100,20 +100,40 @@ def _num_read(engine: Engine, arm: Arm, prompts: Sequence[list[int]]) -> float:
     return statistics.fmean(counts)
 
 
+def groups(matched: Sequence[Arm], floors: Sequence[float]) -> dict[str, list[Arm]]:
+    """Arms by the question they answer; each group is measured by itself, and what it compares is in it.
+
+    A setting that runs alone finds its code and its experts in the processor's caches; among fifty others it does not,
+    and the more a method does between two forwards, the more it loses.
+    """
+    return {
+        "lossless": [*baseline_arms(), *swept_arms(("eagle3",)), *governed_arms()],
+        "with a floor of mass": [parse_arm("plain"), *swept_arms(("eagle3", *FIXED_BUDGETS)), *floored_arms(floors)],
+        "at matched experts": [parse_arm("plain"), parse_arm(f"eagle3@{_numbers(LARGE)}"), *matched],
+    }
+
+
 def baseline_arms() -> list[Arm]:
-    """Lossless: plain decoding, chains, smaller trees, and the two trees that budgets are compared at."""
-    trees = (*CHAINS, *SMALL_TREES, *(",".join(f"{n:g}" for n in tree.numbers) for tree in (DEFAULT, LARGE)))
+    """Lossless: plain decoding, chains, small trees, and the tree that policies are compared at."""
+    trees = (*CHAINS, *SMALL_TREES, _numbers(LARGE))
     return [parse_arm("plain"), *(parse_arm(f"eagle3@{tree}") for tree in trees)]
 
 
-def governed_arms(floors: Sequence[float]) -> list[Arm]:
-    """EVICT, Cascade and utility, lossless; utility again under each floor of router mass."""
+def governed_arms() -> list[Arm]:
+    """EVICT, Cascade and utility, lossless."""
     rivals = [f"{name}@{tree}" for name in ("evict", "cascade-like") for tree in (GOVERNED_TREE, STOPPING_TREE)]
-    names = ("utility", *(f"utility:floor={floor:g}" for floor in floors))
-    return [parse_arm(arm) for arm in (*rivals, *(f"{name}@{GOVERNED_TREE}" for name in names))]
+    return [parse_arm(arm) for arm in (*rivals, f"utility@{GOVERNED_TREE}")]
 
 
-def swept_arms() -> list[Arm]:
-    """Fixed settings that a governor is held against: trees and chains that stop early or late, also with budgets."""
-    names = ("eagle3", *(f"moe-spec:b={budget}" for budget in FIXED_BUDGETS))
+def floored_arms(floors: Sequence[float]) -> list[Arm]:
+    """Utility under each floor of router mass."""
+    return [parse_arm(f"utility:floor={floor:g}@{GOVERNED_TREE}") for floor in floors]
+
+
+def swept_arms(names: Sequence[str]) -> list[Arm]:
+    """Fixed settings that a governor is held against: trees and chains that stop early or late."""
     return [parse_arm(f"{name}@{tree}") for tree in FIXED_TREES for name in names]
+
+
+def _numbers(tree: TreeConfig) -> str:
+    return ",".join(f"{number:g}" for number in tree.numbers)

@@ -18,7 +18,7 @@ from moespec.bench.arms import LARGE, Arm
 from moespec.bench.cli import add_prompt_arguments, chosen_prompts, record_head
 from moespec.bench.contestants import Contestants
 from moespec.bench.measure import ArmMeasurements, BenchPrompt, measure
-from moespec.bench.methods import baseline_arms, governed_arms, matched_arms, swept_arms
+from moespec.bench.methods import groups, matched_arms
 from moespec.bench.report import arm_record
 from moespec.bench.timed import overall, paired_ratio
 from moespec.engine import Engine
@@ -50,18 +50,22 @@ def bench_methods(engine: Engine, target: str | Path, args: argparse.Namespace) 
     profiles = profiles_folder(args.target, args.profiles)
     some = [prompt.token_ids for prompt in prompts[:: max(1, len(prompts) // 6)]]
     matched = list(matched_arms(engine, args.experts, some, profiles, _progress))
-    governed = governed_arms(args.floors)
-    arms = list({arm.key: arm for arm in (*baseline_arms(), *swept_arms(), *matched, *governed)}.values())
     contestants = Contestants(engine, target, args.max_new_tokens)
-    measured = measure(contestants, arms, prompts, args.rounds, args.follow, _progress)
-    scores = _exact_match(engine, arms, args.questions)
+    measured = {}
+    for name, arms in groups(matched, args.floors).items():
+        _progress(f"{name}: {len(arms)} arms")
+        measured[name] = measure(contestants, arms, prompts, args.rounds, args.follow, _progress)
+    each = {entry.arm.key: entry.arm for entries in measured.values() for entry in entries}
+    scores = _exact_match(engine, list(each.values()), args.questions)
     document = record_head(engine, args, prompts) | {
         "num_questions": len(own_items(args.questions, seed=0)) if args.questions else 0,
-        "matched": {"experts_per_layer": args.experts, "tree": LARGE.numbers, "arms": [arm.key for arm in matched]},
-        "arms": [_record(entry, scores) for entry in measured],
-        "governors": _governor_ratios(measured, prompts),
+        "matched": {"experts_per_layer": args.experts, "tree": LARGE.numbers},
+        "groups": [
+            {"name": name, "arms": [_record(entry, scores) for entry in entries]} for name, entries in measured.items()
+        ],
+        "governors": [row for entries in measured.values() for row in _governor_ratios(entries, prompts)],
     }
-    print(json.dumps(document) if args.json else f"{_table(document)}\n\n{_governor_table(document['governors'])}")
+    print(json.dumps(document) if args.json else _tables(document))
     return 0
 
 
@@ -90,8 +94,8 @@ def _record(measured: ArmMeasurements, scores: dict[str, list[float]]) -> dict[s
 
 
 def _governor_ratios(all_measured: Sequence[ArmMeasurements], prompts: Sequence[BenchPrompt]) -> list[dict[str, Any]]:
-    """Per governor and class of prompts: against the fastest fixed setting that it might have chosen, found on these
-    very prompts, and against plain decoding. Paired by prompt, with 95 % intervals."""
+    """Of one group, per governor and class of prompts: against the fastest fixed setting that it might have chosen,
+    found on these very prompts, and against plain decoding. Paired by prompt, with 95 % intervals."""
     places: dict[str, list[int]] = {"all": list(range(len(prompts)))}
     for place, prompt in enumerate(prompts):
         places.setdefault(prompt.name.rsplit("-", 1)[0], []).append(place)
@@ -119,11 +123,16 @@ def _might_choose(governed: Arm, rival: ArmMeasurements) -> bool:
     return governed.has_floor and is_moe_spec and statistics.fmean(s.mass_kept for s in rival.summaries) >= floor
 
 
-def _table(document: dict[str, Any]) -> str:
-    """All arms as Markdown."""
+def _tables(document: dict[str, Any]) -> str:
+    """One table per group, and the governors', as Markdown."""
+    parts = [f"{group['name']}\n\n{_arm_table(group['arms'])}" for group in document["groups"]]
+    return "\n\n".join([*parts, _governor_table(document["governors"])])
+
+
+def _arm_table(rows: Sequence[dict[str, Any]]) -> str:
     columns = "| arm | tokens/s | accepted | experts | mass | KL | same next token | exact match |"
     lines = [columns, "|---|---|---|---|---|---|---|---|"]
-    for row in document["arms"]:
+    for row in rows:
         agreement = row["agreement_top1"] if row["agreement_top1"] is not None else row["agreement_top1_own_kv"]
         cells = (row["experts_active"], row["mass_kept"], row["kl"], agreement, row["exact_match"])
         shown = " | ".join("–" if cell is None else f"{cell:.4g}" for cell in cells)

@@ -10,7 +10,7 @@ from moespec import EMBEDDED_TARGET, Engine
 from moespec.bench import methods, methods_cli
 from moespec.bench.arms import parse_arm
 from moespec.bench.measure import ArmMeasurements, BenchPrompt
-from moespec.bench.methods import baseline_arms, families, governed_arms, matched_arms, swept_arms
+from moespec.bench.methods import families, groups, matched_arms
 from moespec.bench.timed import Timed
 from moespec.policies.profiles import EMBEDDED_PROFILES
 from tests.conftest import tiny_model
@@ -21,15 +21,20 @@ def engine():
     return Engine.from_pretrained(EMBEDDED_TARGET)
 
 
-def test_every_arm_can_be_parsed_and_has_a_name_of_its_own():
-    arms = [*baseline_arms(), *swept_arms(), *governed_arms([0.7, 0.9])]
-    arms += [parse_arm(setting, EMBEDDED_PROFILES) for family in families(8, 64) for setting in family.settings]
-    keys = {arm.key for arm in arms}
-    # One tree without a budget is both a baseline and swept, three budgets both swept and, at that tree, a setting.
-    assert len(keys) == len(arms) - 4
-    assert {arm.name for arm in baseline_arms()} == {"plain", "eagle3"}
-    assert not any(arm.is_lossy for arm in baseline_arms())
-    assert [arm.is_lossy for arm in governed_arms([0.7])] == [False] * 5 + [True]
+def test_every_group_has_arms_of_different_names_and_plain_decoding_to_be_held_against():
+    matched = [parse_arm(setting, EMBEDDED_PROFILES) for family in families(8, 64) for setting in family.settings]
+    found = groups(matched, [0.7, 0.9])
+    for arms in found.values():
+        assert len({arm.key for arm in arms}) == len(arms)
+        assert [arm.name for arm in arms].count("plain") == 1
+    assert {arm.name for arm in found["lossless"]} == {"plain", "eagle3", "evict", "cascade-like", "utility"}
+    assert not any(arm.is_lossy for arm in found["lossless"])
+    governed = [arm for arm in found["with a floor of mass"] if arm.governor != "fixed"]
+    assert [(arm.governor, arm.is_lossy) for arm in governed] == [
+        ("utility:floor=0.7", True),
+        ("utility:floor=0.9", True),
+    ]
+    assert set(matched) < set(found["at matched experts"])
 
 
 @pytest.mark.parametrize("wanted", [8, 11.3, 12, 20, 40])
