@@ -13,11 +13,16 @@ if TYPE_CHECKING:
     from moespec.config import EMBEDDED_TARGET, BudgetConfig, GenerationConfig, TreeConfig
     from moespec.control import Control
     from moespec.drafters.base import DraftContext, Drafter
+    from moespec.drafters.ngram import NgramDrafter
     from moespec.engine import Engine, EngineInfo
+    from moespec.governors import parse_governor
     from moespec.policies.base import ExpertPolicy
     from moespec.policies.parsing import parse_policy
+    from moespec.policies.profiles import EMBEDDED_PROFILES
+    from moespec.profile import profile_costs
     from moespec.request import Request
-    from moespec.trace import RunSummary, StepTrace, TraceHeader, read_trace, write_trace
+    from moespec.trace import RunSummary, StepTrace, TraceHeader, write_trace
+    from moespec.trace_reading import read_trace
     from moespec.types import DraftTree, ExpertPlan, RouterScores, TreeContext
 
 _MODULES = {
@@ -25,16 +30,22 @@ _MODULES = {
     "config": ("EMBEDDED_TARGET", "BudgetConfig", "GenerationConfig", "TreeConfig"),
     "control": ("Control",),
     "drafters.base": ("DraftContext", "Drafter"),
+    "drafters.ngram": ("NgramDrafter",),
     "engine": ("Engine", "EngineInfo"),
+    "governors": ("parse_governor",),
     "policies.base": ("ExpertPolicy",),
     "policies.parsing": ("parse_policy",),
+    "policies.profiles": ("EMBEDDED_PROFILES",),
+    "profile": ("profile_costs",),
     "request": ("Request",),
-    "trace": ("RunSummary", "StepTrace", "TraceHeader", "read_trace", "write_trace"),
+    "trace": ("RunSummary", "StepTrace", "TraceHeader", "write_trace"),
+    "trace_reading": ("read_trace",),
     "types": ("DraftTree", "ExpertPlan", "RouterScores", "TreeContext"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "EMBEDDED_PROFILES",
     "EMBEDDED_TARGET",
     "Batch",
     "BudgetConfig",
@@ -47,6 +58,7 @@ __all__ = [
     "ExpertPlan",
     "ExpertPolicy",
     "GenerationConfig",
+    "NgramDrafter",
     "Request",
     "RouterScores",
     "RunSummary",
@@ -54,7 +66,9 @@ __all__ = [
     "TraceHeader",
     "TreeConfig",
     "TreeContext",
+    "parse_governor",
     "parse_policy",
+    "profile_costs",
     "read_trace",
     "write_trace",
 ]

@@ -131,8 +131,10 @@ class Batch:
         pairs = [(member, self._own_part(member, member.run.aim)) for member in list(self._members)]
         turns = [_Turn(member, aim) for member, aim in pairs if aim is not None]
         asking = [turn for turn in turns if turn.aim.context is not None]
-        if len(asking) > 1:
-            self._draft_together(asking)
+        for kind in {type(turn.member.run.drafter) for turn in asking}:
+            alike = [turn for turn in asking if type(turn.member.run.drafter) is kind]
+            if len(alike) > 1:
+                self._draft_together(alike)
         for turn in turns:
             if turn.tree is None and turn.member in self._members:
                 before = self._clock.mark()

@@ -169,7 +169,7 @@ def likeliest_tree(acceptance: Sequence[Sequence[float]], num_rows: int) -> Stat
     )
 
 
-def _gated_shape(
+def gated_shape(
     name: str,
     num_layers: int,
     num_experts: int,
@@ -180,7 +180,10 @@ def _gated_shape(
     vocabulary_size: int,
     expert_weight_bytes: float,
 ) -> ModelShape:
-    """Experts of three matrices (gate, up, down), the rest in bf16. Norms and biases, below 0.2 %, are left out."""
+    """A model by its sizes alone. What is of attention and of experts is one layer's; every layer has both.
+
+    Experts of three matrices (gate, up, down), the rest in bf16. Norms and biases, below 0.2 %, are left out.
+    """
     dense_weights = num_layers * (attention_params + num_experts * hidden_size) + vocabulary_size * hidden_size
     expert_weights = 3 * hidden_size * expert_ffn_size
     return ModelShape(
@@ -202,9 +205,9 @@ def _gated_shape(
 WORKED_SHAPES: Mapping[str, ModelShape] = {
     shape.name: shape
     for shape in (
-        _gated_shape("OLMoE-1B-7B", 16, 64, 8, 2048, 1024, 4 * 2048 * 2048, 50_304, 2),
-        _gated_shape("Qwen3-30B-A3B", 48, 128, 8, 2048, 768, 2 * 2048 * 4096 + 2 * 2048 * 512, 151_936, 2),
-        _gated_shape("Mixtral-8x7B", 32, 8, 2, 4096, 14_336, 2 * 4096 * 4096 + 2 * 4096 * 1024, 32_000, 2),
-        _gated_shape("gpt-oss-20b", 24, 32, 4, 2880, 2880, 2 * 2880 * 4096 + 2 * 2880 * 512, 201_088, MXFP4_BYTES),
+        gated_shape("OLMoE-1B-7B", 16, 64, 8, 2048, 1024, 4 * 2048 * 2048, 50_304, 2),
+        gated_shape("Qwen3-30B-A3B", 48, 128, 8, 2048, 768, 2 * 2048 * 4096 + 2 * 2048 * 512, 151_936, 2),
+        gated_shape("Mixtral-8x7B", 32, 8, 2, 4096, 14_336, 2 * 4096 * 4096 + 2 * 4096 * 1024, 32_000, 2),
+        gated_shape("gpt-oss-20b", 24, 32, 4, 2880, 2880, 2 * 2880 * 4096 + 2 * 2880 * 512, 201_088, MXFP4_BYTES),
     )
 }

@@ -30,6 +30,7 @@ class RoutingCounts:
     natural_LE: Tensor
     kept_LE: Tensor
     active_LE: Tensor
+    natural_ids_LTK: Tensor
     ids_LTK: Tensor
     weights_LTK: Tensor
     missing_LT: Tensor  # natural (row, expert) pairs that were not run
@@ -60,6 +61,7 @@ class RoutingCounts:
         """Without the padding behind the first rows: nothing else counts it."""
         return replace(
             self,
+            natural_ids_LTK=self.natural_ids_LTK[:, :num_rows],
             ids_LTK=self.ids_LTK[:, :num_rows],
             weights_LTK=self.weights_LTK[:, :num_rows],
             missing_LT=self.missing_LT[:, :num_rows],
@@ -80,7 +82,7 @@ class RoutingCounts:
         natural, kept, active = map(_id_lists, self._sets)
         mass, weight = self.mass_kept_L.tolist(), self.natural_weight_kept_L.tolist()
         displaced = self.missing_LT.sum(dim=1).tolist()
-        ids = self.ids_LTK.to(torch.uint16).numpy()
+        ids, chosen = (ids_LTK.to(torch.uint16).numpy() for ids_LTK in (self.ids_LTK, self.natural_ids_LTK))
         weights = self.weights_LTK.to(torch.float16).numpy()
         return [
             LayerTrace(
@@ -91,6 +93,7 @@ class RoutingCounts:
                 active=active[n],
                 ids=base64.b64encode(ids[n].tobytes()).decode(),
                 weights=base64.b64encode(weights[n].tobytes()).decode(),
+                natural_ids=base64.b64encode(chosen[n].tobytes()).decode(),
                 mass_kept=round(mass[n], 6),
                 natural_weight_kept=round(weight[n], 6),
                 num_displaced=displaced[n],
@@ -134,6 +137,7 @@ def count_tensors(routing: StepRouting, valid_T: Tensor | None = None) -> list[T
         chosen_LTE.any(dim=1),
         routing.kept_LE,
         used_LTE.any(dim=1),
+        routing.natural_ids_LTK,
         routing.ids_LTK,
         routing.weights_LTK.float(),
         (chosen_LTE & ~used_LTE).sum(dim=-1),
@@ -154,7 +158,8 @@ def _count_compiled(kernels: Any, routing: StepRouting, is_natural: bool) -> Rou
     names = ("score_LE", "mass_kept_L", "natural_LE", "kept_LE", "active_LE", "missing_LT", "natural_weight_kept_L")
     *parts, changed = kernels.routing.count(*arrays, is_natural, CHANGED)
     tensors: dict[str, Any] = {name: torch.from_numpy(part) for name, part in zip(names, parts, strict=True)}
-    return RoutingCounts(ids_LTK=routing.ids_LTK, weights_LTK=routing.weights_LTK, changed=changed, **tensors)
+    routed = {name: getattr(routing, name) for name in ("natural_ids_LTK", "ids_LTK", "weights_LTK")}
+    return RoutingCounts(changed=changed, **routed, **tensors)
 
 
 def _dense(ids_LTK: Tensor, weights_LTK: Tensor, score_LE: Tensor) -> Tensor:

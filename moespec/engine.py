@@ -21,11 +21,12 @@ from moespec.config import EMBEDDED_TARGET, BudgetConfig, GenerationConfig, Tree
 from moespec.control import Control
 from moespec.drafters.base import Drafter
 from moespec.drafters.loading import find_drafter
+from moespec.drafters.stand_in import StandIn
 from moespec.governors.base import Governor
 from moespec.models import load_model
-from moespec.policies.method import Method, RoutedModel
+from moespec.policies.method import RoutedModel
 from moespec.prompts import encode_prompt
-from moespec.report import Pieces, device_card, run_settings
+from moespec.report import Pieces, device_card, trace_header
 from moespec.request import Request
 from moespec.run import Run
 from moespec.seats import Seat, Seats
@@ -162,7 +163,7 @@ class Engine:
 
     @property
     def routed_model(self) -> RoutedModel:
-        """What an expert policy must fit."""
+        """What a budget or an expert policy must fit."""
         target = self.target
         return RoutedModel(tuple(moe.layer for moe in target.moe_layers), target.num_experts, target.top_k)
 
@@ -171,11 +172,7 @@ class Engine:
 
         The engine itself clamps; interfaces refuse.
         """
-        if isinstance(budget.policy, Method):
-            budget.policy.check(self.routed_model)
-        low, high = self.target.top_k, self.target.num_experts
-        if budget.budget is not None and not low <= budget.budget <= high:
-            raise ValueError(f"budget={budget.budget} is outside {low} to {high}, this model's top-k and experts.")
+        self.routed_model.check_budget(budget)
 
     def header(
         self,
@@ -186,15 +183,7 @@ class Engine:
         governor: Governor | None = None,
     ) -> TraceHeader:
         """Line 1 of a trace file of this engine."""
-        info = self.info
-        return TraceHeader(
-            settings=run_settings(generation, budget, tree, governor),
-            seed=generation.seed,
-            device=self.card(),
-            model={"name": info.model_name, "num_experts": info.num_experts, "top_k": info.top_k},
-            drafter={"name": info.drafter_name, "reason": info.drafter_reason, "tap_layers": [*info.tap_layers]},
-            prompt=prompt if isinstance(prompt, str | list) else prompt.tolist(),
-        )
+        return trace_header(self.info, self.card(), prompt, generation, budget, tree, governor)
 
     def encode(self, prompt: str | list | Tensor, generation: GenerationConfig | None = None) -> list[int]:
         """The token ids that `generate` would read. ValueError for a prompt that cannot be used."""
@@ -279,10 +268,13 @@ class Engine:
 
     def run_at(self, seat: Seat, token_ids: list[int], request: Request) -> Run:
         """A request on its way at a seat."""
+        drafter = request.drafter or seat.drafter
+        if request.drafter is not None and seat.drafter is not None:
+            drafter = StandIn(request.drafter, seat.drafter)
         return Run(
             target=self.target,
             verifier=self.verifier,
-            drafter=seat.drafter,
+            drafter=drafter,
             conversation=seat.conversation,
             pieces=self.pieces,
             prompt_ids=token_ids,

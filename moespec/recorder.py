@@ -83,7 +83,7 @@ class StepRecorder:
 
     def compiled_budget(self) -> CompiledBudget | None:
         """The policy for a call that takes all layers; None for a policy that is not MoE-Spec."""
-        ones_T = torch.ones(sum(self._sizes))
+        ones_T = torch.ones(sum(self._sizes), dtype=torch.float32)
         if self._policy is None:
             return CompiledBudget(ones_T)
         # A subclass may plan otherwise, and a MoESpec handed over as an object may lack what its plan asks for.

@@ -16,10 +16,11 @@ from moespec.governors.base import Governor
 from moespec.recorder import RoutingCounts
 from moespec.sampling import TreeOpinions
 from moespec.target import Target
-from moespec.trace import RunSummary, StepSettings, StepTrace, TreeTrace
+from moespec.trace import RunSummary, StepSettings, StepTrace, TraceHeader, TreeTrace
 from moespec.types import Verdict
 
 if TYPE_CHECKING:
+    from moespec.engine import EngineInfo
     from moespec.run import Run
 
 
@@ -107,11 +108,12 @@ def step_trace(facts: StepFacts, number: int, lossless: bool, target: Target, pi
     natural, kept, active = ([], [], []) if counts is None else counts.num_experts_by_layer()
     num_read = sum(active) if facts.share_read is None else facts.share_read
     return StepTrace.deferred(
-        _details(facts, target, pieces),
+        *_details(facts, target, pieces),
         step=number,
         kind=facts.kind,
         t_ms=0.0,
         token_ids=facts.token_ids,
+        pieces=[pieces(token) for token in facts.token_ids],
         text=facts.text,
         origins=facts.origins,
         settings=facts.settings,
@@ -127,14 +129,17 @@ def step_trace(facts: StepFacts, number: int, lossless: bool, target: Target, pi
     )
 
 
-def _details(facts: StepFacts, target: Target, pieces: Pieces) -> Callable:
-    """Makes (TreeTrace, list of LayerTrace) from what is kept of a step."""
+def _details(facts: StepFacts, target: Target, pieces: Pieces) -> tuple[Callable, Callable]:
+    """Make the TreeTrace and the list of LayerTrace from what is kept of a step."""
     counts = facts.counts
     if counts is None or facts.tree is None:
-        return lambda: (None, [])
+        return lambda: None, list
     opinions, verdict = facts.tree
     layers = [moe.layer for moe in target.moe_layers]
-    return lambda: (tree_trace(opinions, verdict, counts.missing_LT.sum(0), pieces), counts.layer_traces(layers))
+    return (
+        lambda: tree_trace(opinions, verdict, counts.missing_LT.sum(0), pieces),
+        lambda: counts.layer_traces(layers),
+    )
 
 
 @dataclass
@@ -210,6 +215,26 @@ def run_settings(
     """All of a request's settings, JSON-safe."""
     parts = (("generation", generation), ("budget", budget), ("tree", tree))
     return {name: settings_dict(part) for name, part in parts} | {"governor": governor.name if governor else "fixed"}
+
+
+def trace_header(
+    info: EngineInfo,
+    card: dict,
+    prompt: Any,
+    generation: GenerationConfig,
+    budget: BudgetConfig,
+    tree: TreeConfig,
+    governor: Governor | None = None,
+) -> TraceHeader:
+    """Line 1 of the trace of an answer by the engine of `info` and `card`."""
+    return TraceHeader(
+        settings=run_settings(generation, budget, tree, governor),
+        seed=generation.seed,
+        device=card,
+        model={"name": info.model_name, "num_experts": info.num_experts, "top_k": info.top_k},
+        drafter={"name": info.drafter_name, "reason": info.drafter_reason, "tap_layers": [*info.tap_layers]},
+        prompt=prompt if isinstance(prompt, str | list) else prompt.tolist(),
+    )
 
 
 def device_card(device: torch.device, dtype: torch.dtype, backend: str) -> dict:

@@ -77,7 +77,7 @@ def position_noise(seed: int, position: int, vocab_size: int, device: torch.devi
     """Exp(1) noise fp32 [V] for the token at an absolute position: the same for every row that competes for it."""
     generator = torch.Generator(device)
     generator.manual_seed(_mix(seed, position) >> 32)  # the CPU generator takes 32 bits of its seed
-    return torch.empty(vocab_size, device=device).exponential_(generator=generator)
+    return torch.empty(vocab_size, dtype=torch.float32, device=device).exponential_(generator=generator)
 
 
 def choose_tokens(

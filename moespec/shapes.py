@@ -7,6 +7,7 @@ nothing of machines, routing or engines.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,10 +55,16 @@ def checkpoint_dtype(config: Any) -> torch.dtype:
 
 
 def meta_model(config: Any) -> Any:
-    """The model without its weights. ValueError in one sentence for what transformers cannot build."""
+    """The model without its weights, in torch's default dtype. ValueError in one sentence for what transformers cannot
+    build.
+
+    In its own dtype it would be built by setting torch's default one, which all threads share: a step that another runs
+    meanwhile would go wrong.
+    """
+    config = copy.deepcopy(config)  # transformers writes the dtype into it
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config, dtype=torch.get_default_dtype())
     except Exception as error:  # configs of foreign or broken models fail in every possible way
         raise ValueError(f"a model of type {config.model_type!r} cannot be built from this config: {error}") from error
 

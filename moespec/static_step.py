@@ -87,10 +87,10 @@ class StaticStep:
             tokens_T=torch.zeros_like(self._rows_T),
             parents_T=torch.zeros_like(self._rows_T),
             depths_T=torch.zeros_like(self._rows_T),
-            draft_logp_T=torch.zeros(num_rows, device=device),
+            draft_logp_T=torch.zeros(num_rows, dtype=torch.float32, device=device),
             mask_TT=torch.zeros_like(self._own_TT),
             alt_ids_TA=torch.full((num_rows, NUM_ALTERNATIVES), -1, device=device),
-            alt_logp_TA=torch.zeros(num_rows, NUM_ALTERNATIVES, device=device),
+            alt_logp_TA=torch.zeros(num_rows, NUM_ALTERNATIVES, dtype=torch.float32, device=device),
             num_valid=torch.zeros((), dtype=torch.int64, device=device),
         )
         # Whole numbers are exact in fp64. Pinned, so that the copy waits for nothing.

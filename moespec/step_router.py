@@ -90,7 +90,7 @@ class NaturalRouter:
         return ExpertPlan(ids_TK=output.ids_TK, weights_TK=output.weights_TK)
 
     def compiled_budget(self) -> CompiledBudget:
-        return CompiledBudget(torch.ones(self._num_rows))
+        return CompiledBudget(torch.ones(self._num_rows, dtype=torch.float32))
 
     def record(self, routings: list[StepRouting]) -> None:
         pass

@@ -1,6 +1,7 @@
 """What a step reports, as plain Python, and its JSON-lines form. The page sees nothing else of the engine.
 
-Owns the trace schema. Line 1 of a trace file is a header, then one object per step. Knows nothing of tensors or models.
+Owns the trace schema. Line 1 of a trace file is a header, then one object per step; `trace_reading.py` reads it. Knows
+nothing of tensors or models.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
-READABLE_SCHEMAS = (1,)  # the current schema and, once there is one, the one before
+SCHEMA = 2  # 2 has each token's text and each row's natural experts
 
 
 @dataclass
@@ -45,7 +45,8 @@ class LayerTrace:
     """One MoE layer of one step.
 
     score: router probability per expert, summed over the rows, whatever the budget ranks by; natural, kept,
-    active: expert ids; ids and weights: [T, K] routing that was run, base64 of uint16 and float16, row-major.
+    active: expert ids; ids and weights: [T, K] routing that was run, base64 of uint16 and float16, row-major;
+    natural_ids: [T, K] what the router chose, as `ids`, or "" in a trace of schema 1.
     """
 
     layer: int
@@ -55,6 +56,7 @@ class LayerTrace:
     active: list[int]
     ids: str
     weights: str
+    natural_ids: str
     mass_kept: float
     natural_weight_kept: float
     num_displaced: int
@@ -108,7 +110,8 @@ class StepTrace:
 
     kind: "prefill" (the prompt; emits the first token), "plain" (one row), "tree".
     verify_ms: the forward, what the target says of the tree, and the walk.
-    origins: per emitted token, the depth of the accepted draft node it was, or 0 for the target's own.
+    pieces, origins: per emitted token, what a reader sees of it alone, and the depth of the accepted draft node it was,
+    or 0 for the target's own.
     `tree` and `layers` of a running engine's steps are made when they are first read: they take as long as a layer.
     """
 
@@ -116,6 +119,7 @@ class StepTrace:
     kind: str
     t_ms: float
     token_ids: list[int]
+    pieces: list[str]
     text: str
     origins: list[int]
     settings: StepSettings
@@ -133,33 +137,32 @@ class StepTrace:
     summary: RunSummary | None = None
 
     @classmethod
-    def deferred(cls, details: Callable[[], tuple[TreeTrace | None, list[LayerTrace]]], **values: Any) -> StepTrace:
-        """A step whose `tree` and `layers` are what `details` returns, asked for once and only if they are read."""
+    def deferred(
+        cls, tree: Callable[[], TreeTrace | None], layers: Callable[[], list[LayerTrace]], **values: Any
+    ) -> StepTrace:
+        """A step whose `tree` and `layers` are what these return, asked only if they are read."""
         step = cls(tree=None, layers=[], **values)
         del step.tree, step.layers
-        step.__dict__["_details"] = details
+        step.__dict__["_makers"] = {"tree": tree, "layers": layers}
         return step
 
     def __getattr__(self, name: str) -> Any:
-        details = self.__dict__.pop("_details", None) if name in ("tree", "layers") else None
-        if details is None:
+        make = self.__dict__.get("_makers", {}).get(name)
+        if make is not None:
+            self.__dict__[name] = make()  # two threads at once may both make it: it is the same
+            self.__dict__["_makers"].pop(name, None)
+        elif name not in self.__dict__:
             raise AttributeError(f"{type(self).__name__} has no {name!r}")
-        self.tree, self.layers = details()
         return self.__dict__[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A step that goes to another process takes its `tree` and `layers` along."""
+        _ = self.tree, self.layers
+        return {name: value for name, value in self.__dict__.items() if name != "_makers"}
 
     def to_json(self) -> dict:
         """Plain dict, safe for `json.dumps`."""
         return asdict(self)
-
-    @staticmethod
-    def from_json(values: dict) -> StepTrace:
-        """The inverse of `to_json`."""
-        values = dict(values)
-        values["settings"] = StepSettings(**values["settings"])
-        values["tree"] = TreeTrace(**values["tree"]) if values["tree"] else None
-        values["layers"] = [LayerTrace(**layer) for layer in values["layers"]]
-        values["summary"] = RunSummary(**values["summary"]) if values["summary"] else None
-        return StepTrace(**values)
 
 
 @dataclass
@@ -175,47 +178,37 @@ class TraceHeader:
     schema: int = field(default=SCHEMA)
 
 
+def trace_lines(header: TraceHeader, steps: Iterable[StepTrace]) -> Iterator[str]:
+    """The lines of a trace file, each with its end."""
+    yield json.dumps(asdict(header)) + "\n"
+    for step in steps:
+        yield json.dumps(step.to_json()) + "\n"
+
+
 def write_trace(path: Path, header: TraceHeader, steps: Iterable[StepTrace]) -> None:
     """Write a JSON-lines trace file."""
     with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(header)) + "\n")
-        for step in steps:
-            file.write(json.dumps(step.to_json()) + "\n")
-
-
-def read_trace(path: Path) -> tuple[TraceHeader, list[StepTrace]]:
-    """Read a trace file. ValueError names the line that is no trace of a readable schema."""
-    lines = iter(path.read_text(encoding="utf-8").splitlines())
-    header = _parse_header(path, lines)
-    steps = []
-    for number, line in enumerate(lines, start=2):
-        try:
-            steps.append(StepTrace.from_json(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: line {number} is not a step of a trace ({error}).") from error
-    return header, steps
-
-
-def _parse_header(path: Path, lines: Iterator[str]) -> TraceHeader:
-    try:
-        values = json.loads(next(lines))
-        schema = values["schema"]
-    except (StopIteration, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: line 1 is not a trace header.") from error
-    if schema not in READABLE_SCHEMAS:
-        raise ValueError(f"{path}: trace schema {schema} is not one of {READABLE_SCHEMAS}.")
-    return TraceHeader(**values)
+        file.writelines(trace_lines(header, steps))
 
 
 def unpack_routing(layer: LayerTrace, num_rows: int) -> tuple[list[list[int]], list[list[float]]]:
     """The layer's [T, K] expert ids and routing weights as nested lists."""
-    ids = _unpack("H", layer.ids)
-    weights = _unpack("e", layer.weights)
+    ids, weights = unpack_ids(layer.ids), unpack_weights(layer.weights)
     top_k = len(ids) // num_rows
     rows = range(0, len(ids), top_k)
     return [ids[i : i + top_k] for i in rows], [weights[i : i + top_k] for i in rows]
 
 
+def unpack_ids(packed: str) -> list[int]:
+    """Expert ids, row by row, of a LayerTrace's `ids` or `natural_ids`."""
+    return _unpack("H", packed)
+
+
+def unpack_weights(packed: str) -> list[float]:
+    """Routing weights, row by row, of a LayerTrace."""
+    return _unpack("e", packed)
+
+
 def _unpack(code: str, packed: str) -> list:
-    data = base64.b64decode(packed)
+    data = base64.b64decode(packed, validate=True)
     return list(struct.unpack(f"<{len(data) // 2}{code}", data))

@@ -72,7 +72,7 @@ def grow_tree(
         if config.min_path_p and float(growth.frontier_logp_N[0]) < least:
             break  # nothing below could be kept
         growth.expand(scorer)
-    tree = growth.select(torch.tensor([root], device=device), torch.tensor(least, device=device))
+    tree = growth.select(torch.tensor([root], device=device), torch.tensor(least, dtype=torch.float32, device=device))
     assert tree.num_valid is not None
     return tree.first_rows(int(tree.num_valid))
 
@@ -97,7 +97,7 @@ def root_only(root: int, device: torch.device) -> DraftTree:
         tokens_T=torch.tensor([root], device=device),
         parents_T=zero - 1,
         depths_T=zero,
-        draft_logp_T=torch.zeros(1, device=device),
+        draft_logp_T=torch.zeros(1, dtype=torch.float32, device=device),
         mask_TT=torch.ones(1, 1, dtype=torch.bool, device=device),
         max_depth=0,
     )
@@ -111,7 +111,7 @@ def chain(root: int, tokens: list[int], logp: list[float], device: torch.device)
         tokens_T=torch.tensor([root, *tokens], device=device),
         parents_T=rows - 1,
         depths_T=rows,
-        draft_logp_T=torch.tensor([0.0, *logp], device=device).cumsum(0),
+        draft_logp_T=torch.tensor([0.0, *logp], dtype=torch.float32, device=device).cumsum(0),
         mask_TT=torch.ones(num_rows, num_rows, dtype=torch.bool, device=device).tril(),
         max_depth=num_rows - 1,
     )
@@ -151,7 +151,7 @@ def tree_of(root: int, tokens: list[int], parents: list[int], logp: list[float],
         tokens_T=torch.tensor([root, *tokens], device=device),
         parents_T=parents_T,
         depths_T=torch.tensor(depths, device=device),
-        draft_logp_T=torch.tensor([0.0, *logp], device=device),
+        draft_logp_T=torch.tensor([0.0, *logp], dtype=torch.float32, device=device),
         mask_TT=ancestor_mask(parents_T, max(depths)),
         max_depth=max(depths),
     )

@@ -81,7 +81,7 @@ class Advice:
 
 
 def advise(
-    target: str | Path = EMBEDDED_TARGET,
+    target: str | Path | AdvisedTarget = EMBEDDED_TARGET,
     device: str | Device = "auto",
     *,
     acceptance: str | None = None,
@@ -94,6 +94,7 @@ def advise(
 ) -> Advice:
     """Advice on a model that is not loaded: a hub id, a directory, a config file or a name of `PUBLISHED`.
 
+    target        an `AdvisedTarget`, for a model that is known by its sizes alone, has its dtype and context counted in
     device        "auto", "cpu" or "cuda": this machine, measured now; a name of `DEVICE_NAMES`; or a `Device`
     acceptance, accepted   as `parse_rates` and `parse_tokens` read them; neither: what was recorded of the embedded
                   pair, and for any other model no verdict
@@ -112,7 +113,9 @@ def advise(
     typed = None if acceptance is None else parse_rates(acceptance)
     typed = typed if accepted is None else parse_tokens(accepted)
     found = device if isinstance(device, Device) else find_device(device)
-    model = describe_target(target, revision, dtype, found.kind == "cpu", context)
+    model = target
+    if not isinstance(model, AdvisedTarget):
+        model = describe_target(model, revision, dtype, found.kind == "cpu", context)
     unions = unions_of(model.shape)
     draft = FREE_DRAFTS if drafter == "ngram" else _usual_head(model, found)
     costs = ModelledCosts(model.shape, found, draft, model.kv_bytes, unions.expected)

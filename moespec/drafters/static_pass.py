@@ -100,7 +100,7 @@ class _Growth:
         self._state_1D = stored.new_zeros(1, layer.head.config.hidden_size)
         self._length_1 = torch.zeros(1, dtype=torch.int64, device=stored.device)
         self._root_1 = torch.zeros_like(self._length_1)
-        self._least_logp = torch.zeros((), device=stored.device)
+        self._least_logp = torch.zeros((), dtype=torch.float32, device=stored.device)
 
     def fill(self, state_1D: Tensor, length: int, root: int, config: TreeConfig) -> None:
         self._state_1D.copy_(state_1D)

@@ -14,16 +14,25 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from moespec.config import BudgetConfig
 from moespec.types import ExpertPlan, RouterScores, TreeContext
 
 
 @dataclass(frozen=True)
 class RoutedModel:
-    """What a method must fit: its MoE layers' numbers among the decoder layers, their experts, their top-k."""
+    """What a budget must fit: a model's MoE layers' numbers among the decoder layers, their experts, their top-k."""
 
     layers: tuple[int, ...]
     num_experts: int
     top_k: int
+
+    def check_budget(self, budget: BudgetConfig) -> None:
+        """See `Engine.check_budget`."""
+        if isinstance(budget.policy, Method):
+            budget.policy.check(self)
+        low, high = self.top_k, self.num_experts
+        if budget.budget is not None and not low <= budget.budget <= high:
+            raise ValueError(f"budget={budget.budget} is outside {low} to {high}, this model's top-k and experts.")
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ def best_slots(scores: RouterScores, num_slots: int) -> Tensor:
 
 def experts_in(scores: RouterScores, slots_TK: Tensor) -> Tensor:
     """bool [E]: the experts that the routers named in these slots, whatever the row."""
-    counts_E = torch.zeros(scores.num_experts, device=slots_TK.device)
+    counts_E = torch.zeros(scores.num_experts, dtype=torch.float32, device=slots_TK.device)
     return counts_E.index_add_(0, scores.natural_ids_TK.flatten(), slots_TK.flatten().float()) > 0
 
 

@@ -39,7 +39,7 @@ class Oracle(Method):
 
     def plan(self, scores: RouterScores, context: TreeContext) -> ExpertPlan:
         assert self.path, "an oracle plans what it was informed of"
-        on_path_T = torch.zeros(len(scores.logits_TE), device=scores.logits_TE.device)
+        on_path_T = torch.zeros(len(scores.logits_TE), dtype=torch.float32, device=scores.logits_TE.device)
         on_path_T[list(self.path)] = 1.0
         score_E = score_experts(scores, "natural", on_path_T)
         size = scores.num_experts if self.b is None else max(self.b, scores.top_k)

@@ -24,6 +24,7 @@ from moespec import (
     TreeConfig,
     TreeContext,
 )
+from moespec.trace_reading import read_step
 from tests.conftest import VOCAB, tiny_model
 from tests.drafters import PlantingDrafter
 from tests.moespec.test_engine import reference_ids
@@ -208,7 +209,7 @@ def test_what_is_read_for_several_is_counted_once(family):
         assert read_bytes == pytest.approx(num_read * engine.target.bytes_per_expert, abs=len(steps))
         assert all(step.expert_bytes <= sum(step.experts_active) * engine.target.bytes_per_expert for _, step in steps)
         assert len({step.verify_ms for _, step in steps}) == 1, "the forward that they share"
-        assert all(StepTrace.from_json(json.loads(json.dumps(step.to_json()))) == step for _, step in steps)
+        assert all(read_step(json.loads(json.dumps(step.to_json()))) == step for _, step in steps)
 
 
 class Planner:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 
 import pytest
 
 from moespec import EMBEDDED_TARGET, Engine
+from moespec.bench import measure as measure_module
 from moespec.bench import methods, methods_cli
 from moespec.bench.arms import parse_arm
-from moespec.bench.measure import ArmMeasurements, BenchPrompt
+from moespec.bench.contestants import Written
+from moespec.bench.measure import BLOCK, ArmMeasurements, BenchPrompt
 from moespec.bench.methods import families, groups, matched_arms
 from moespec.bench.timed import Timed
 from moespec.policies.profiles import EMBEDDED_PROFILES
@@ -116,3 +119,25 @@ def test_a_drafter_is_needed():
     methods_cli.add_arguments(parser)
     with pytest.raises(ValueError, match="give it a drafter"):
         methods_cli.bench_methods(engine, EMBEDDED_TARGET, parser.parse_args([]))
+
+
+def test_arms_take_turns_at_blocks_and_the_first_answer_of_each_only_prepares():
+    asked: list[tuple[str, int]] = []
+
+    class Quick:
+        def write(self, arm, prompt_ids):
+            asked.append((arm.key, prompt_ids[0]))
+            return Written([7, 8], Timed(1, float(len(asked))))
+
+    arms = [parse_arm(name) for name in ("plain", "eagle3@4,3,1,0", "eagle3@9,8,1,0.1")]
+    prompts = [BenchPrompt(f"tasks-{n}", "", [n]) for n in range(BLOCK + 3)]
+    entries = [ArmMeasurements(arm) for arm in arms]
+    texts = measure_module._measure_speed(Quick(), entries, prompts, 2, lambda line: None)
+    turns = [list(group) for _, group in itertools.groupby(asked, key=lambda one: one[0])]
+    first, second = [*range(BLOCK)], [*range(BLOCK, BLOCK + 3)]
+    assert [[place for _, place in turn] for turn in turns] == ([[0, *first]] * 3 + [[BLOCK, *second]] * 3) * 2
+    assert len({turns[n][0][0] for n in (0, 3, 9)}) == 3, "nobody is always first"
+    for entry in entries:
+        assert len(entry.timed) == len(prompts) and texts[entry.arm.key] == [[7, 8]] * len(prompts)
+        began = [n for n, (key, _) in enumerate(asked) if key == entry.arm.key and (n == 0 or asked[n - 1][0] != key)]
+        assert not {float(n + 1) for n in began} & {timed.seconds for timed in entry.timed}

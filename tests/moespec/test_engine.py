@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from moespec import (
+    EMBEDDED_TARGET,
     BudgetConfig,
     Control,
     Engine,
@@ -17,10 +18,12 @@ from moespec import (
     StepTrace,
     TreeConfig,
     TreeContext,
+    parse_policy,
 )
 from moespec.budget import MoESpec
 from moespec.experts import PackedExperts
-from moespec.trace import read_trace, write_trace
+from moespec.trace import write_trace
+from moespec.trace_reading import read_step, read_trace
 from tests.conftest import VOCAB, conversation_of, tiny_model
 from tests.drafters import PlantingDrafter
 
@@ -264,7 +267,24 @@ def test_a_policy_that_chooses_no_expert_of_the_model_is_refused():
 def test_trace_survives_json():
     engine, _ = planted_engine("olmoe")
     for step in run(engine, budget=BudgetConfig(budget=4)):
-        assert StepTrace.from_json(json.loads(json.dumps(step.to_json()))) == step
+        assert read_step(json.loads(json.dumps(step.to_json()))) == step
+
+
+@pytest.mark.parametrize("drafter", ["auto", "ngram"])
+@pytest.mark.parametrize("policy", ["none", "moe-spec:b=12", "oea:k0=2", "oracle:b=10"])
+def test_a_model_that_is_built_meanwhile_changes_nothing(drafter, policy):
+    """transformers sets the process's default dtype while it builds one, in whatever thread."""
+    engine = Engine.from_pretrained(EMBEDDED_TARGET, drafter)
+    budget = BudgetConfig() if policy == "none" else parse_policy(policy)
+    asked = GenerationConfig(max_new_tokens=24, temperature=0.7), budget, TreeConfig()
+    expected = [step.token_ids for step in engine.generate("Tell me a story.", *asked)]
+    engine.forget()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = [step.token_ids for step in engine.generate("Tell me a story.", *asked)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == expected
 
 
 def test_a_seed_gives_the_same_text_whatever_the_tree():

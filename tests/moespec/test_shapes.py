@@ -57,6 +57,18 @@ PRINTED = {
 }
 
 
+def test_counting_leaves_the_dtype_alone_that_all_threads_share(monkeypatch):
+    asked = []
+    own = torch.set_default_dtype
+    monkeypatch.setattr(torch, "set_default_dtype", lambda dtype: (asked.append(dtype), own(dtype)))
+    for name in PUBLISHED:
+        config = published_config(name)
+        config.dtype = torch.bfloat16
+        meta_model(config)
+        assert config.dtype == torch.bfloat16, "the caller's config stays theirs"
+    assert set(asked) <= {torch.get_default_dtype()}
+
+
 @pytest.mark.parametrize("name", PRINTED)
 def test_a_config_has_the_printed_bytes(name):
     config, sizes, (dense_gb, expert_mb, plain_gb) = PRINTED[name]

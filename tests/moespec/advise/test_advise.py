@@ -7,12 +7,13 @@ import json
 import pytest
 
 from moespec import EMBEDDED_TARGET
-from moespec.advise import advise, devices
+from moespec.advise import AdvisedTarget, advise, devices
 from moespec.advise.choice import DO_NOT, SPECULATE, UNKNOWN
 from moespec.advise.devices import DEVICE_NAMES, Device, device_of_bandwidth, find_device
 from moespec.advise.unions import read_record
 from moespec.bench.machine import Ceilings
 from moespec.cli import main
+from moespec.cost import WORKED_SHAPES, step_bytes
 from moespec.published import PUBLISHED
 
 SLOW_CPU = Device("a CPU", "measured", 30e9, memory_bytes=8 << 30, flops_per_s=1e11, kind="cpu")
@@ -202,3 +203,14 @@ def test_the_command_refuses_in_a_sentence(arguments, sentence, capsys):
 
 def test_every_published_name_is_advised_on():
     assert all(advise(name, "H200").model["shape"]["name"] == name for name in PUBLISHED)
+
+
+def test_a_model_known_by_its_sizes_alone_is_advised_on():
+    shape = WORKED_SHAPES["Mixtral-8x7B"]
+    target = AdvisedTarget(shape, weights_bytes=90 * 10**9, kv_bytes=10**9, vocab_size=32_000, bytes_per_weight=2)
+    advice = advise(target, device_of_bandwidth(1000), acceptance="0.8,0.7,0.6")
+    assert advice.plain_bytes == step_bytes(shape, shape.top_k, 10**9)
+    by_name = advise("Mixtral-8x7B", device_of_bandwidth(1000), acceptance="0.8,0.7,0.6")
+    assert advice.unions_source == by_name.unions_source
+    assert advice.budgeted is not None and by_name.budgeted is not None
+    assert (advice.budgeted.tree, advice.budgeted.budget) == (by_name.budgeted.tree, by_name.budgeted.budget)

@@ -135,6 +135,7 @@ def test_the_recommended_budget_is_the_fastest_that_loses_nothing():
     line = next(trace for trace in figure["data"] if trace["name"].startswith("substitution"))
     assert line["text"] == ["B=8", "B=16", "B=24"]
     assert line["y"] == pytest.approx([-10, 0, 0])
+    assert line["customdata"] == [f"moe-spec:substitution:{budget}@12,8,3,0.15" for budget in (8, 16, 24)]
 
 
 def test_policies_share_a_line_that_their_first_number_runs_along():
