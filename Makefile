@@ -4,7 +4,30 @@ PYTHON ?= python3
 PORT ?= 7860
 BIN = .venv/bin
 
-.PHONY: demo test test-gpu lint
+.PHONY: demo test test-suite test-interpreted test-gpu lint
+demo: .venv/.installed
+	PORT=$(PORT) $(BIN)/python serve.py
+
+# Side by side: the browser's tests mostly wait, and Triton's interpreter keeps one core busy.
+test: lint
+	$(MAKE) --jobs=2 --output-sync=line test-suite test-interpreted
+
+test-suite: .venv/.installed-dev
+	$(BIN)/python -m pytest -q
+
+# In a process of its own: the interpreter is chosen when Triton is imported.
+test-interpreted: .venv/.installed-dev
+	@if $(BIN)/python -c "import triton" 2>/dev/null; then \
+	  echo "The kernels, interpreted:" && TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels; \
+	else echo "tests/kernels is left out: there is no Triton for this platform."; fi
+
+test-gpu: the kernels compiled, on a CUDA device.
+# Each creates the environment it needs.
+PYTHON ?= python3
+PORT ?= 7860
+BIN = .venv/bin
+
+.PHONY: demo test test-suite test-interpreted test-gpu lint
 demo: .venv/.installed
 	PORT=$(PORT) $(BIN)/python serve.py
 

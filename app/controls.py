@@ -1,153 +1,196 @@
 """The page's controls, grouped as people think: how much to load, how far to guess, how to write.
 
-Owns the widgets and how their values become the engine's three configs. Knows nothing of chats or panels.
+Owns the widgets and how their values become `Settings`, and back. Knows nothing of chats or panels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from moespec import BudgetConfig, GenerationConfig, TreeConfig
+from app.settings import DRAFTERS, MAX_SYSTEM_CHARACTERS, Settings, presets
 
 if TYPE_CHECKING:
     from moespec import EngineInfo
 
-SCORES = {"the paper's: all router probability": "softmax", "only weight that would be used": "natural"}
-ROW_WEIGHTS = {"all rows alike (the paper's)": "uniform", "by depth": "depth", "by the drafter's confidence": "path"}
+LOSSLESS = "lossless"  # the one widget that is no setting: ticked, the budget is None
+NAMES = (LOSSLESS, *(field.name for field in fields(Settings)))
+GROUPS = {
+    "How much to load": (LOSSLESS, "budget", "policy", "score", "row_weight", "protect_root", "method"),
+    "How far to guess": ("drafter", "total_tokens", "depth", "top_k", "min_path_p", "governor"),
+    "How to write": ("temperature", "top_p", "max_new_tokens", "seed", "ignore_eos", "system"),
+}
+# What acts on an answer that is being written.
+LIVE = (*GROUPS["How much to load"], *GROUPS["How far to guess"])
+DRAFTER_LABELS = {"auto": "the model's own", "ngram": "n-gram look-up", "none": "none"}
+GOVERNOR_LABELS = {
+    "none: the tree as set": "fixed",
+    "utility (ours)": "utility",
+    "utility, lossy, keeps 85 % of the mass": "utility:floor=0.85",
+    "utility, lossy, keeps 70 % of the mass": "utility:floor=0.7",
+    "EVICT": "evict",
+    "Cascade-like": "cascade-like",
+}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the controls ask for."""
-
-    generation: GenerationConfig
-    budget: BudgetConfig
-    tree: TreeConfig
-
-
-@dataclass(frozen=True)
 class Controls:
-    """The widgets, in the order in which `read` takes their values."""
+    """The widgets by name. `all` is the order in which values come and go."""
 
-    lossless: gr.Checkbox
-    budget: gr.Slider
-    policy: gr.Radio
-    score: gr.Radio
-    row_weight: gr.Radio
-    protect_root: gr.Checkbox
-    total_tokens: gr.Slider
-    depth: gr.Slider
-    top_k: gr.Slider
-    min_path_p: gr.Slider
-    temperature: gr.Slider
-    max_new_tokens: gr.Slider
-    seed: gr.Number
-    ignore_eos: gr.Checkbox
+    def __init__(self) -> None:
+        self.widgets: dict[str, Any] = {}
+        for (group, names), build in zip(GROUPS.items(), (_load, _guess, _write), strict=True):
+            with gr.Tab(group):
+                self.widgets |= build()
+                reset = gr.Button("Reset these", size="sm", variant="secondary", elem_classes="reset")
+            outputs = [self.widgets[name] for name in names]
+            reset.click(_defaults(names), None, outputs, queue=False, show_progress="hidden", api_visibility="private")
+        self.all = [self.widgets[name] for name in NAMES]
+        self.live = [self.widgets[name] for name in LIVE]
 
-    @property
-    def all(self) -> list[Any]:
-        return [*self.live, self.temperature, self.max_new_tokens, self.seed, self.ignore_eos]
-
-    @property
-    def live(self) -> list[Any]:
-        """Those that act on an answer that is being written."""
-        load = [self.lossless, self.budget, self.policy, self.score, self.row_weight, self.protect_root]
-        return [*load, self.total_tokens, self.depth, self.top_k, self.min_path_p]
+    def __getitem__(self, name: str) -> Any:
+        return self.widgets[name]
 
 
-def read_live(values: tuple) -> tuple[BudgetConfig, TreeConfig]:
-    """The values of `Controls.live` as configs. ValueError names what is not allowed."""
-    lossless, budget, policy, score, row_weight, protect_root, *tree = values
-    if lossless:
-        return BudgetConfig(), TreeConfig(*map(_whole, tree))
-    if budget is None:
+def read(values: Sequence[Any]) -> Settings:
+    """The values of `Controls.all`. ValueError names what is not allowed."""
+    named = dict(zip(NAMES, values, strict=True))
+    is_lossless = named.pop(LOSSLESS)
+    if is_lossless:
+        named["budget"] = None
+    elif named["budget"] is None and not (named["method"] or "").strip():
         raise ValueError("Choose how many experts a layer may read, or tick No budget.")
-    config = BudgetConfig(
-        budget=_whole(budget), policy=policy, score=score, row_weight=row_weight, protect_root=protect_root
-    )
-    return config, TreeConfig(*map(_whole, tree))
+    empty = [name for name, value in named.items() if value is None and name != "budget"]
+    if empty:
+        raise ValueError(f"The field {empty[0].replace('_', ' ')} is empty: write a number, or reset it.")
+    return Settings.from_json(named)
 
 
-def read(values: tuple) -> Settings:
-    """The values of `Controls.all` as configs. ValueError names what is not allowed."""
-    *live, temperature, max_new_tokens, seed, ignore_eos = values
-    budget, tree = read_live(tuple(live))
-    generation = GenerationConfig(
-        max_new_tokens=_whole(max_new_tokens), temperature=temperature, seed=_whole(seed), ignore_eos=ignore_eos
-    )
-    return Settings(generation, budget, tree)
+def values_of(settings: Settings, budget_shown: int | None = None) -> list[Any]:
+    """What the widgets show for these settings; `budget_shown`: where the slider stands without a budget."""
+    named = settings.to_json() | {LOSSLESS: settings.budget is None and not settings.method}
+    if settings.budget is None:
+        named["budget"] = budget_shown or Settings.budget
+    return [named[name] for name in NAMES]
 
 
-def _whole(value: Any) -> Any:
-    """Sliders hand over floats; what is not a whole number is left for the configs to refuse."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def _defaults(names: Sequence[str]) -> Any:
+    values = dict(zip(NAMES, values_of(Settings()), strict=True))
+    return lambda: [values[name] for name in names]
 
 
-def build_load_controls() -> dict[str, Any]:
-    """How much to load: budget and policy; the finer choices in a tab of their own."""
-    with gr.Tab("How much to load"), gr.Row():
+def _load() -> dict[str, Any]:
+    with gr.Row():
         lossless = gr.Checkbox(
-            False, label="No budget", info="Lossless: every expert the router asks for.", min_width=130
+            False, label="No budget", info="Lossless: every expert that the router asks for.", min_width=130
         )
-        # The ends are the loaded model's top-k and experts; `limits` sets them once it is there. 12 is the least on
-        # the embedded model's frontier (assets/bench), with the paper's score, that loses less than two points of exact
-        # match for sure and agrees on 97 % of next tokens.
+        # The ends are the loaded model's top-k and experts, once it is there.
         budget = gr.Slider(
-            8, 64, value=12, step=1, label="Experts per layer", info="At most this many are read per step.", scale=3
-        )
+            8, 64, Settings.budget, step=1, label="Experts per layer", info="At most this many are read per step.",
+            scale=3, elem_id="budget",
+        )  # fmt: skip
         policy = gr.Radio(
-            [("substitute", "substitution"), ("truncate", "truncation")],
-            value="substitution",
-            label="A dropped expert's place",
-            info="goes to a kept one, or is left empty",
-            min_width=170,
-            scale=2,
-        )
-    with gr.Tab("How experts are ranked"), gr.Row():
-        score = gr.Radio(list(SCORES.items()), value="softmax", label="Score", info="What is summed over the tree.")
-        row_weight = gr.Radio(list(ROW_WEIGHTS.items()), value="uniform", label="Weight of a row")
+            [("substitute", "substitution"), ("truncate", "truncation")], value=Settings.policy, scale=2, min_width=170,
+            label="A dropped expert's place", info="Goes to a kept one, or is left empty.",
+        )  # fmt: skip
+    with gr.Accordion("How experts are ranked, and other methods", open=False), gr.Row():
+        score = gr.Radio(
+            [("all router probability", "softmax"), ("only weight that would be used", "natural")],
+            value=Settings.score, label="Score", info="What is summed over the tree; the first is the paper's.",
+        )  # fmt: skip
+        row_weight = gr.Radio(
+            [("all alike", "uniform"), ("by depth", "depth"), ("by the drafter's confidence", "path")],
+            value=Settings.row_weight, label="Weight of a row", info="How much a guess counts; first the paper's.",
+        )  # fmt: skip
         protect_root = gr.Checkbox(
             False, label="Protect the root", info="Its token is already written: never take its experts."
         )
+        method = gr.Textbox(
+            "", label="Another method", placeholder="oea:k0=2", max_lines=1,
+            info="A rival's setting, instead of the budget: oea:k0=, sere:s=, accept-moe-like:scale=, top-s:s=",
+        )  # fmt: skip
     return {
-        "lossless": lossless,
+        LOSSLESS: lossless,
         "budget": budget,
         "policy": policy,
         "score": score,
         "row_weight": row_weight,
         "protect_root": protect_root,
+        "method": method,
     }
 
 
-def build_guess_controls() -> dict[str, Any]:
-    """How far to guess: the draft tree. It starts as the engine's own default."""
-    tree = TreeConfig()
-    with gr.Tab("How far to guess"), gr.Row():
+def _guess() -> dict[str, Any]:
+    with gr.Row():
+        drafter = gr.Radio(
+            [(DRAFTER_LABELS[name], name) for name in DRAFTERS], value=Settings.drafter, label="Drafter",
+            info="Who guesses; another one from the next answer on.", min_width=150,
+        )  # fmt: skip
         total = gr.Slider(
-            1, 32, value=tree.total_tokens, step=1, label="Tree size", info="Rows with the root; 1 guesses nothing."
+            1, 64, Settings.total_tokens, step=1, label="Tree size", info="Rows with the root; 1 guesses nothing."
         )
-        depth = gr.Slider(1, 8, value=tree.depth, step=1, label="Depth", info="Levels below the root.")
-        top_k = gr.Slider(1, 8, value=tree.top_k, step=1, label="Top-k", info="Guesses tried per node.")
+        depth = gr.Slider(1, 8, Settings.depth, step=1, label="Depth", info="Levels below the root.")
+    with gr.Row():
+        top_k = gr.Slider(1, 8, Settings.top_k, step=1, label="Top-k", info="Guesses tried per node.")
         least = gr.Slider(
-            0, 0.5, value=tree.min_path_p, step=0.01, label="Least likely path", info="Below this, no guess is kept."
+            0, 0.5, Settings.min_path_p, step=0.01, label="Least likely path", info="Below this, no guess is kept."
         )
-    return {"total_tokens": total, "depth": depth, "top_k": top_k, "min_path_p": least}
+        governor = gr.Dropdown(
+            list(GOVERNOR_LABELS.items()), value=Settings.governor, label="Governor",
+            info="Chooses the tree anew each step, from the next answer on.",
+        )  # fmt: skip
+    return {
+        "drafter": drafter,
+        "total_tokens": total,
+        "depth": depth,
+        "top_k": top_k,
+        "min_path_p": least,
+        "governor": governor,
+    }
 
 
-def build_write_controls() -> dict[str, Any]:
-    """How to write: sampling, length, seed."""
-    with gr.Tab("How to write"), gr.Row():
-        temperature = gr.Slider(0, 1.5, value=0, step=0.1, label="Temperature", info="0 always takes the likeliest.")
-        length = gr.Slider(16, 2048, value=192, step=16, label="Maximum new tokens", info="The answer ends there.")
-        seed = gr.Number(0, precision=0, label="Seed", info="Same seed, same text.")
-        ignore_eos = gr.Checkbox(False, label="Keep writing", info="Past its end, to watch for longer.")
-    return {"temperature": temperature, "max_new_tokens": length, "seed": seed, "ignore_eos": ignore_eos}
+def _write() -> dict[str, Any]:
+    with gr.Row():
+        temperature = gr.Slider(
+            0, 1.5, Settings.temperature, step=0.1, label="Temperature", info="0 always takes the likeliest."
+        )
+        top_p = gr.Slider(
+            0.05, 1, Settings.top_p, step=0.05, label="Top-p", info="Draws among the likeliest that hold this share."
+        )
+        length = gr.Slider(
+            16, 2048, Settings.max_new_tokens, step=16, label="Maximum new tokens", info="The answer ends there."
+        )
+    with gr.Row():
+        seed = gr.Number(Settings.seed, precision=0, label="Seed", info="Same seed, same text.", min_width=90)
+        ignore_eos = gr.Checkbox(False, label="Keep writing", info="Past its end, to watch for longer.", min_width=120)
+        system = gr.Textbox(
+            "", label="System prompt", info="Stands before the conversation.",
+            placeholder="none", max_lines=2, max_length=MAX_SYSTEM_CHARACTERS, scale=3,
+        )  # fmt: skip
+    return {
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_new_tokens": length,
+        "seed": seed,
+        "ignore_eos": ignore_eos,
+        "system": system,
+    }
 
 
-def limits(info: EngineInfo, budget: float) -> gr.Slider:
-    """The budget slider for the loaded model."""
-    low, high = info.top_k, info.num_experts
-    return gr.Slider(low, high, value=min(max(budget, low), high), step=1)
+def slider_within(low: int, high: int, value: float | None) -> dict[str, Any]:
+    """A slider's ends; its value only where it must change."""
+    if value is None or low <= value <= high:
+        return gr.update(minimum=low, maximum=high)
+    return gr.update(minimum=low, maximum=high, value=low)
+
+
+def preset_of(settings: Settings, info: EngineInfo) -> str | None:
+    """The name of the preset that these settings are, how they write aside."""
+    apart = GROUPS["How to write"]
+    for name, preset in presets(info.top_k, info.num_experts).items():
+        theirs = preset.to_json()
+        if all(theirs[key] == value for key, value in settings.to_json().items() if key not in apart):
+            return name
+    return None

@@ -1,4 +1,7 @@
-"""Plotly figures of a finished answer, for hovering and zooming. Pure: traces in, a figure out; not for live use."""
+"""Plotly figures of a finished answer, for hovering and zooming, and what all figures of the page have in common.
+
+Pure: traces in, a figure out; not for live use.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from plotly.subplots import make_subplots
 from moespec.trace import LayerTrace
 
 INK, GRID = "#8a8f98", "rgba(138,143,152,0.25)"  # readable on a light and on a dark page
+HOVER, HOVER_INK = "#1f2937", "#f3f4f6"  # else the trace's own colour, on which not all ink can be read
 MASS_SCALE = "Viridis"  # perceptually uniform
 
 
@@ -58,16 +62,22 @@ def expert_figure(steps: Sequence[Sequence[LayerTrace]], num_experts: int) -> go
     figure.update_yaxes(title_text="layer", row=1, col=1)
     figure.update_xaxes(title_text="experts kept, heaviest first", row=1, col=2, gridcolor=GRID)
     figure.update_yaxes(tickformat=".0%", row=1, col=2, gridcolor=GRID)
-    figure.update_layout(
-        height=330,
+    figure.update_annotations(font_size=13)
+    return in_both_themes(figure, height=330)
+
+
+def in_both_themes(figure: go.Figure, height: int) -> go.Figure:
+    """The figure with the page's ink on no ground of its own."""
+    return figure.update_layout(
+        height=height,
         margin={"l": 50, "r": 10, "t": 40, "b": 45},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": INK, "size": 12},
         legend={"font": {"size": 10}},
+        hoverlabel={"bgcolor": HOVER, "bordercolor": INK, "font": {"color": HOVER_INK}, "align": "left"},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": INK},
     )
-    figure.update_annotations(font_size=13)
-    return figure
 
 
 def _how_often(steps: Sequence[Sequence[LayerTrace]], name: str, num_experts: int) -> np.ndarray:

@@ -5,12 +5,30 @@ from __future__ import annotations
 import gradio as gr
 
 CSS = """
-#masthead h1 { font-size: 20px; font-weight: 650; margin: 0; display: inline; }
+.dark { --color-accent: var(--primary-500); }
+.gradio-container > .main { padding-top: 8px !important; gap: 8px; }
+#masthead h1 { font-size: 18px; font-weight: 650; margin: 0; display: inline; }
 #masthead p { display: inline; margin: 0 0 0 12px; color: var(--body-text-color-subdued); }
-#device p { font-size: 11px; color: var(--body-text-color-subdued); }
+#device p, #advice p, #replay-hint p { font-size: 11px; color: var(--body-text-color-subdued); }
+#advice p { margin: 0; }
+#examples .gallery, #examples .gallery > * { flex-wrap: nowrap; }
+#examples .gallery { overflow-x: auto; padding-bottom: 4px; }
+#examples .gallery button { white-space: nowrap; flex: none; }
+#examples > .label { display: none; }
+#preset label { padding: 3px 8px; }
+.reset { align-self: flex-start; width: auto !important; flex: none; font-weight: 400; }
 .slider_input_container input[type="range"] { min-width: 40px !important; flex: 1 1 auto; }
-.gradio-container { padding-top: 10px !important; }
-@media (max-width: 700px) { #masthead p { display: block; margin: 2px 0 0; } }
+#frontier-plot, #sweep-plot, #calculator-plot { min-height: 440px; }
+.about-part { align-items: flex-start; }
+.prose table { word-break: normal; overflow-wrap: normal; }
+.prose h2 { font-size: 16px; }
+@media (max-width: 700px) {
+  #masthead p { display: block; margin: 2px 0 0; }
+  .about-part { flex-direction: column; }
+  .about-part > * { width: 100%; }
+  .prose table { display: block; overflow-x: auto; max-width: 100%; }
+  .tab-container button { padding: 6px 5px; font-size: 11.5px; }
+}
 """
 
 
@@ -25,4 +43,22 @@ def studio_theme() -> gr.themes.Base:
         text_size=gr.themes.sizes.text_sm,
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"],
+    ).set(
+        # The theme's own greys are too pale for small text (WCAG AA asks for 4.5 : 1).
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        color_accent="*primary_700",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        # And so is its accent below white text.
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
     )

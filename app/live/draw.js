@@ -3,6 +3,7 @@ const NATURAL = 1, KEPT = 2, ACTIVE = 4, MASS_STEPS = 8191, SHADES = 32;
 
 const root = element.querySelector(".mss");
 const find = (selector) => root.querySelector(selector);
+const isCalm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 // Colours come from CSS, so a canvas asks for them again whenever the theme changes.
 function readColours() {
@@ -33,7 +34,13 @@ function prepare(canvas) {
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   pen.clearRect(0, 0, width, height);
   pen.font = "10px system-ui, sans-serif";
+  pen.lineWidth = 1;
+  pen.textAlign = "start";
   return { pen, width, height };
+}
+function note(pen, text) {
+  pen.fillStyle = colours.soft;
+  pen.fillText(text, 8, 24);
 }
 
 function hatch(pen, x, y, width, height) {
@@ -63,3 +70,17 @@ function shorten(text, length) {
   return characters.length > length ? characters.slice(0, length - 1).join("") + "…" : text;
 }
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
+const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+function make(name, className, text) {
+  const made = document.createElement(name);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+function setText(view, text) {
+  if (view.textContent !== text) view.textContent = text;
+}
+
+function decode(packed, Kind) {
+  return new Kind(Uint8Array.from(atob(packed), (c) => c.charCodeAt(0)).buffer);
+}

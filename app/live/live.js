@@ -1,70 +1,188 @@
-// Takes frames (see live.py) and hands them to the panels, at most once per animation frame.
-const tokensView = find(".mss-tokens"), messageView = find(".mss-message");
-const SEPARATOR = "\x1f";
-let shown = { tokens: "", count: 0 }, waiting = false, panels = {};
+// What is shown: which answer, which step of it, and whether that moves. Takes frames (see frames.py) and draws at most
+// once per animation frame.
+const messageView = find(".mss-message");
+const PLAY_MS = 320, REST_MS = 2600, SO_FAR_MS = 400;
+const runs = new Map(); // of this conversation, by id
+let newestRun = null, waiting = false, isFresh = true, timer = null;
+let view = { run: null, index: 0, mode: "follow" }; // mode: follow, hold, play
+let shownFrame = null, shownIndex = 0, soFar = { key: "", at: 0, isBusy: false };
 
-function figure(name, text) {
-  const view = find(`[data-figure="${name}"]`);
-  if (view.textContent !== text) view.textContent = text;
+// The server answers with what was asked for, or with {error}.
+const asked = async (promise) => {
+  const found = await promise;
+  if (found && found.error) throw new Error(found.error);
+  return found;
+};
+const source = {
+  steps: (id, first, last) => asked(server.recorded_steps({ id, first, last })),
+  soFar: (id, last) => asked(server.recorded_so_far({ id, last })),
+};
+
+function take(frame) {
+  isFresh = false;
+  root.dataset.status = frame.status || "idle";
+  const isAside = frame.status === "error" && newestRun && newestRun.isRecording;
+  setText(messageView, `${frame.message || ""}${isAside ? " (What plays here was recorded.)" : ""}`);
+  if (["recorded", "opened", "still", "idle"].includes(frame.status)) forgetRuns();
+  if (!frame.run) return;
+  if (!runs.has(frame.run) && newestRun && newestRun.isRecording) forgetRuns(); // ours makes room for theirs
+  const known = runs.get(frame.run), run = known || new Run(frame.run, source, frame.title || `answer ${runs.size + 1}`);
+  run.grow(frame);
+  run.drawnIndex = frame.now ? frame.now.step : run.steps.length - 1;
+  if (known) {
+    if (askedCut !== null && frame.now && frame.now.settings.budget === askedCut) askedCut = null;
+    return;
+  }
+  runs.set(run.id, run);
+  newestRun = run;
+  mostLeaves = 0;
+  askedCut = null;
+  closeCard();
+  unselect();
+  listAnswers();
+  run.isRecording = frame.status === "recorded";
+  if (run.isRecording || frame.status === "opened") start(run);
+  else if (frame.status === "still") { view = { run, index: -1, mode: "hold" }; hold(frame.at); }
+  else follow();
 }
-const number = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+function forgetRuns() {
+  runs.clear();
+  newestRun = null;
+  clearTimeout(timer);
+  view = { run: null, index: 0, mode: "follow" };
+  shownFrame = null;
+  closeCard();
+  listAnswers();
+}
+function listAnswers() {
+  answersChoice.hidden = runs.size < 2;
+  answersChoice.replaceChildren(...[...runs.values()].map((run) => new Option(run.title, run.id)));
+  if (newestRun) answersChoice.value = newestRun.id;
+}
+answersChoice.addEventListener("change", () => {
+  view = { run: runs.get(answersChoice.value), index: 0, mode: "hold" };
+  hold(view.run.steps.length - 1);
+});
 
-function drawFigures({ figures, settings }) {
+function follow() {
+  clearTimeout(timer);
+  view = { run: newestRun, index: newestRun ? newestRun.steps.length - 1 : 0, mode: "follow" };
+  if (newestRun) answersChoice.value = newestRun.id;
+  if (newestRun && !newestRun.frames.has(newestRun.drawnIndex)) load(newestRun, newestRun.drawnIndex);
+  soon();
+}
+// Stays at a step; `then` is given its frame with all details.
+function hold(index, then) {
+  if (!view.run) return;
+  clearTimeout(timer);
+  const isOther = index !== view.index && index !== shownIndex;
+  view = { run: view.run, index, mode: "hold" };
+  if (isOther) closeCard();
+  load(view.run, index, then);
+  soon();
+}
+function load(run, index, then) {
+  run.detailed(index).then((frame) => {
+    if (run !== view.run || !frame) return;
+    if (view.index === index || view.mode === "follow") { showFrame(frame, index); if (then) then(frame); }
+    soon();
+  }).catch((error) => setText(messageView, error.message));
+}
+// A recording runs by itself, unless its visitor wants no motion: then its last step is shown.
+function start(run) {
+  view = { run, index: 0, mode: "hold" };
+  if (isCalm()) hold(run.steps.length - 1);
+  else play();
+}
+function play() {
+  clearTimeout(timer);
+  const { run } = view, atEnd = view.index >= run.steps.length - 1;
+  view = { run, index: atEnd ? 0 : view.index, mode: "play" };
+  closeCard();
+  tick();
+}
+function tick() {
+  const { run } = view, last = run.steps.length - 1;
+  load(run, view.index);
+  soon();
+  if (view.index < last) timer = setTimeout(() => { view.index += 1; tick(); }, PLAY_MS);
+  else if (root.dataset.status === "recorded") timer = setTimeout(() => { view.index = 0; tick(); }, REST_MS);
+  else { view.mode = "hold"; soon(); }
+}
+
+function showFrame(frame, index) {
+  shownFrame = frame;
+  shownIndex = index;
+}
+function summed() {
+  const { run } = view;
+  if (spanChoice.value !== "answer" || !run) return null;
+  const last = view.index + 1, key = `${run.id}:${last}`, wait = soFar.at + SO_FAR_MS - Date.now();
+  if (soFar.key !== key && !soFar.isBusy) {
+    soFar.isBusy = true;
+    setTimeout(async () => {
+      try {
+        const found = await run.source.soFar(run.id, last);
+        const decoded = found && { mass: decode(found.mass, Uint16Array), natural: decode(found.natural, Uint8Array),
+          active: decode(found.active, Uint8Array), numSteps: found.num_steps };
+        soFar = { key, run, decoded, at: Date.now(), isBusy: false };
+      } catch (error) {
+        soFar = { key, run, decoded: null, at: Date.now(), isBusy: false };
+        setText(messageView, error.message);
+      }
+      soon();
+    }, Math.max(0, wait));
+  }
+  return soFar.run === run ? soFar : null;
+}
+
+function figure(name, text) { setText(find(`[data-figure="${name}"]`), text); }
+const number = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+function drawFigures(figures, settings) {
   if (!figures) {
     for (const name of ["tokens_per_s", "accepted", "experts", "mass", "lossless"]) figure(name, "–");
     figure("force", "against the target alone");
     return;
   }
-  figure("tokens_per_s", number(figures.tokens_per_s, 1));
+  figure("tokens_per_s", number(figures.tokensPerS, 1));
   figure("accepted", number(figures.accepted, 2));
   figure("experts", figures.natural === null ? "–" : `${number(figures.natural, 1)} → ${number(figures.active, 1)}`);
   figure("mass", figures.mass === null ? "–" : percent(figures.mass));
   figure("lossless", figures.lossless ? "lossless" : "lossy");
-  const budget = settings.coverage !== null ? `coverage ${settings.coverage}` : `budget ${settings.budget}`;
-  const free = settings.budget === null && settings.coverage === null;
-  figure("force", free ? "no budget at this step" : `${budget}, ${settings.policy}`);
-}
-
-// Only new tokens are added: a long answer costs no more at its end than at its start.
-function drawTokens(tokens, origins) {
-  const atEnd = tokensView.scrollTop + tokensView.clientHeight >= tokensView.scrollHeight - 24;
-  if (!tokens.startsWith(shown.tokens)) {
-    tokensView.replaceChildren();
-    shown = { tokens: "", count: 0 };
-  }
-  const pieces = tokens.slice(shown.tokens.length).split(SEPARATOR).slice(0, -1);
-  for (const piece of pieces) {
-    const span = document.createElement("span"), depth = parseInt(origins[shown.count++], 17);
-    span.textContent = piece;
-    span.className = depth ? "mss-guessed" : "mss-own";
-    span.title = depth ? `drafted at depth ${depth}, accepted` : "the target's own";
-    tokensView.append(span);
-  }
-  shown.tokens = tokens;
-  if (pieces.length && atEnd) tokensView.scrollTop = tokensView.scrollHeight;
+  if (!settings) return;
+  const isFree = settings.budget === null && settings.coverage === null && ["substitution", "truncation"].includes(settings.policy);
+  const budget = settings.coverage !== null ? `coverage ${settings.coverage}, ` : settings.budget === null ? "" : `budget ${settings.budget}, `;
+  figure("force", isFree ? "no budget at this step" : `${budget}${settings.policy}`);
 }
 
 function draw() {
   waiting = false;
-  const frame = props.value || {};
-  root.dataset.status = frame.status || "idle";
-  root.dataset.step = frame.figures ? frame.figures.step : "";
-  root.dataset.budget = frame.settings ? String(frame.settings.budget) : "";
-  if (messageView.textContent !== (frame.message || "")) messageView.textContent = frame.message || "";
-  // A notice leaves the last answer's panels, which a new size or theme draws again.
-  if (frame.figures || frame.status === "idle") panels = frame;
-  drawTokens(panels.tokens || "", panels.origins || "");
-  drawFigures(panels);
-  drawTree(panels.tree);
-  drawLayers(panels.layers);
+  if (isFresh) take(props.value || {});
+  const { run } = view;
+  if (run && view.mode === "follow") {
+    view.index = run.steps.length - 1;
+    const newest = run.frames.get(run.drawnIndex);
+    if (newest) showFrame(newest, run.drawnIndex);
+  }
+  view.asked = shownFrame && shownFrame.settings.tree;
+  root.dataset.mode = view.mode;
+  root.dataset.step = run ? view.index : "";
+  root.dataset.budget = shownFrame ? String(shownFrame.settings.budget) : "";
+  drawFigures(run && run.figures(view.index), shownFrame && shownFrame.settings);
+  drawTokens(run, view.index);
+  drawLine(run, view.index);
+  drawScrubber(run, view.index);
+  drawTree(run && shownFrame ? shownFrame.tree : null);
+  drawLayers(run && shownFrame ? shownFrame.layers : null, summed());
 }
 function soon() {
   if (waiting) return;
   waiting = true;
   requestAnimationFrame(draw);
 }
-watch("value", soon);
+watch("value", () => { isFresh = true; soon(); });
 new ResizeObserver(soon).observe(root);
-const themed = () => { colours = readColours(); soon(); };
-new MutationObserver(themed).observe(document.body, { attributes: true, attributeFilter: ["class"] });
+new MutationObserver(() => { colours = readColours(); soon(); }).observe(document.body, { attributes: true, attributeFilter: ["class"] });
+if (props.only) root.dataset.only = props.only;
+recolour();
 soon();

@@ -1,150 +1,112 @@
-"""The live panels' frames: a small JSON projection of an answer's newest step, and the component that draws it.
-
-Owns the frame's form, which `*.js` beside it reads. Strings that grow (tokens, origins) cost only what is new, because
-Gradio sends differences. Knows nothing of the engine: it sees StepTraces.
+"""The component that draws an answer: live, replayed or recorded. Owns how its files become one gr.HTML, and what it
+may ask the server for. What it is sent: `frames.py`.
 """
 
 from __future__ import annotations
 
-import base64
-import math
-import struct
-from collections.abc import Callable
+import functools
+import hashlib
+import threading
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import gradio as gr
 
-from moespec import StepTrace
-from moespec.trace import LayerTrace
+from app.live.frames import Frame, Growing, Sums, detailed_frame, notice
+from app.recordings import Recording, Recordings
 
-SEPARATOR = "\x1f"  # between tokens; taken out of their text
-ORIGINS = "0123456789abcdefg"  # one character per token: 0 is the target's own, else the depth of the accepted draft
-NATURAL, KEPT, ACTIVE = 1, 2, 4
-LEAST_P = 1e-6  # a trace has six digits
-MASS_STEPS = (1 << 13) - 1  # a cell is 13 bits of mass share and 3 bits of state
 _FOLDER = Path(__file__).parent
-_SCRIPTS = ("draw.js", "tree.js", "layers.js", "live.js")
+SCRIPTS = (
+    "draw.js",
+    "run.js",
+    "card.js",
+    "tokens.js",
+    "line.js",
+    "tree.js",
+    "heat.js",
+    "tail.js",
+    "select.js",
+    "live.js",
+)
+MAX_BLOCK = 64  # steps of one request
 
 
-def live_panels() -> gr.HTML:
-    """The component. Its template is constant: model text reaches the page through the script's `textContent` alone."""
+def read_part(name: str) -> str:
+    """One of the component's files."""
+    return (_FOLDER / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def script() -> str:
+    """All scripts as one function, `moeSpecPanels(element, props, server, trigger, watch)`."""
+    body = "\n".join(read_part(name) for name in SCRIPTS)
+    return f"function moeSpecPanels(element, props, server, trigger, watch) {{\n{body}\n}}\n"
+
+
+def script_name() -> str:
+    """Its address beside the page: another for every text, so that no browser keeps an old one."""
+    return f"panels-{hashlib.sha256(script().encode()).hexdigest()[:12]}.js"
+
+
+def live_panels(recordings: Recordings, elem_id: str, value: Frame, *, movable: bool, only: str = "") -> gr.HTML:
+    """The component. Its template is constant: model text reaches the page through the script's `textContent` alone.
+
+    movable: whether the tail's cut can be moved; the event `cut` then says to where. only: "tree", "heat" or "tail" for
+    that panel by itself.
+    """
+    lock = threading.Lock()  # of the sums
+    known: WeakKeyDictionary[Recording, Sums] = WeakKeyDictionary()  # as far as they have been asked for
+
+    def recorded_steps(asked: dict[str, Any]) -> Any:
+        return _answered(lambda: steps_between(recordings.of(asked["id"]), int(asked["first"]), int(asked["last"])))
+
+    def recorded_so_far(asked: dict[str, Any]) -> Any:
+        with lock:
+            return _answered(lambda: summed_to(recordings.of(asked["id"]), int(asked["last"]), known))
+
     return gr.HTML(
-        value=notice("idle"),
-        html_template=(_FOLDER / "live.html").read_text(encoding="utf-8"),
-        css_template=(_FOLDER / "live.css").read_text(encoding="utf-8"),
-        js_on_load="\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS),
+        value=value,
+        html_template=read_part("live.html"),
+        css_template=read_part("live.css"),
+        # Loaded once for all panels of the page. Gradio looks for the event's name here.
+        head=f'<script src="{script_name()}"></script>',
+        js_on_load='moeSpecPanels(element, props, server, trigger, watch); // triggers "cut"',
         apply_default_css=False,
-        elem_id="live",
+        elem_id=elem_id,
+        server_functions=[recorded_steps, recorded_so_far],
+        movable=movable,
+        exports=not only,
+        only=only,
     )
 
 
-def notice(status: str, message: str = "") -> dict[str, Any]:
-    """A frame without a step: "idle", "waiting", "error" or "done", and a sentence for the visitor."""
-    return {"status": status, "message": message}
+def steps_between(recording: Recording, first: int, last: int) -> list[Frame]:
+    """Steps `first` to before `last` with all details, at most MAX_BLOCK."""
+    return [detailed_frame(step) for step in recording.between(first, min(last, first + MAX_BLOCK))]
 
 
-class LiveRun:
-    """One answer as the panels see it: its tokens so far, its running means, its newest step."""
-
-    def __init__(self, piece: Callable[[int], str], num_experts: int) -> None:
-        self._piece, self._num_experts = piece, num_experts
-        self._tokens, self._origins = "", ""
-        self._num_tokens = self._num_steps = self._num_accepted = 0
-        self._engine_ms = 0.0  # the page's own work between two steps is not the method's
-        self._drawn: StepTrace | None = None
-        self._by_tree_step: dict[str, list[float]] = {"natural": [], "active": [], "mass": []}
-
-    def frame(self, steps: list[StepTrace], message: str = "") -> dict[str, Any]:
-        """The frame after these further steps."""
-        for step in steps:
-            self._add(step)
-        newest = steps[-1]
-        done = newest.summary is not None
-        trees = [step for step in steps if step.kind == "tree"]
-        # The last token of an answer often needs no tree: what stays on the page is the last step that had one.
-        drawn = self._drawn = trees[-1] if trees else self._drawn if done and self._drawn else newest
-        return {
-            "status": "done" if done else "writing",
-            "message": message,
-            "tokens": self._tokens,
-            "origins": self._origins,
-            "figures": self._figures(newest),
-            "settings": {
-                "budget": drawn.settings.effective_budget,
-                "coverage": drawn.settings.coverage,
-                "policy": drawn.settings.policy,
-            },
-            "tree": _tree(drawn),
-            "layers": _layers(drawn.layers, self._num_experts),
-        }
-
-    def _add(self, step: StepTrace) -> None:
-        for token, origin in zip(step.token_ids, step.origins, strict=True):
-            self._tokens += self._piece(token).replace(SEPARATOR, "") + SEPARATOR
-            self._origins += ORIGINS[origin]
-        if step.kind == "prefill":
-            return
-        self._num_tokens += len(step.token_ids)
-        self._num_accepted += sum(origin > 0 for origin in step.origins)
-        self._num_steps += 1
-        self._engine_ms += step.draft_ms + step.verify_ms + step.other_ms
-        if step.kind == "tree":
-            for name in ("natural", "active"):
-                by_layer = getattr(step, f"experts_{name}")
-                self._by_tree_step[name].append(sum(by_layer) / len(by_layer))
-            self._by_tree_step["mass"].append(step.mass_kept)
-
-    def _figures(self, newest: StepTrace) -> dict[str, Any]:
-        means = {name: _mean(values) for name, values in self._by_tree_step.items()}
-        return {
-            "step": newest.step,
-            "tokens_per_s": _rounded(1e3 * self._num_tokens / self._engine_ms, 1) if self._engine_ms else None,
-            "accepted": _rounded(self._num_accepted / self._num_steps, 2) if self._num_steps else None,
-            "natural": _rounded(means["natural"], 1),
-            "active": _rounded(means["active"], 1),
-            "mass": _rounded(means["mass"], 3),
-            "lossless": newest.lossless,
-        }
+def summed_to(recording: Recording, last: int, known: MutableMapping[Recording, Sums]) -> Frame | None:
+    """The sums over the steps before `last`; going on from what is known of the recording where that is not beyond."""
+    sums = known.get(recording)
+    if sums is None or sums.num_seen > last:
+        sums = known[recording] = Sums()
+    sums.extend(recording.between(sums.num_seen, last))
+    return sums.to_json()
 
 
-def _tree(step: StepTrace) -> dict[str, Any] | None:
-    if step.tree is None:
-        return None
-    tree = step.tree
-    return {
-        "pieces": tree.pieces,
-        "parents": tree.parents,
-        "depths": tree.depths,
-        "draft_logp": [round(math.log(max(p, LEAST_P)), 2) for p in tree.draft_p],
-        "accepted": [int(yes) for yes in tree.accepted],
-        "missing": tree.missing,
-    }
+def opened(recording: Recording, status: str, message: str, title: str) -> Frame:
+    """A finished recording, to be replayed."""
+    grown = Growing()
+    for step in recording.steps:
+        grown.add(step)
+    return notice(status, message) | {"run": recording.id, "title": title} | grown.to_json()
 
 
-def _layers(layers: list[LayerTrace], num_experts: int) -> dict[str, Any] | None:
-    """Every (layer, expert) as 16 bits: its share of the layer's router mass, and natural / kept / active."""
-    if not layers:
-        return None
-    cells: list[int] = []
-    for layer in layers:
-        total = sum(layer.score) or 1.0
-        state = [0] * num_experts
-        for bit, members in ((NATURAL, layer.natural), (KEPT, layer.kept), (ACTIVE, layer.active)):
-            for expert in members:
-                state[expert] |= bit
-        cells += [round(score / total * MASS_STEPS) << 3 | bits for score, bits in zip(layer.score, state, strict=True)]
-    return {
-        "numbers": [layer.layer for layer in layers],
-        "num_experts": num_experts,
-        "cells": base64.b64encode(struct.pack(f"<{len(cells)}H", *cells)).decode(),
-        "mass_kept": [round(layer.mass_kept, 4) for layer in layers],
-    }
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits)
+def _answered(ask: Callable[[], Any]) -> Any:
+    """What the script shows where it was refused is a sentence, not a failed request."""
+    try:
+        return ask()
+    except (ValueError, TypeError, KeyError) as error:
+        return {"error": str(error)}

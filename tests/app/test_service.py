@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from app.main import _join_queue
+from app.places import Series
 from app.service import MAX_TOGETHER, Service
-from moespec import BudgetConfig, GenerationConfig, StepTrace, TreeConfig
+from app.settings import Settings
+from app.tabs.chat import join_queue
+from moespec import StepTrace
 
 PROMPTS = ["Tell me a short story.", "What is 12 + 30?", "Who are you?", "What does river mean?"]
-GENERATION = GenerationConfig(max_new_tokens=40, ignore_eos=True)
+SETTINGS = Settings(max_new_tokens=40, ignore_eos=True)
+LONG = replace(SETTINGS, max_new_tokens=1500)
 
 
 @pytest.fixture(scope="module")
@@ -22,23 +25,17 @@ def service():
     return Service()
 
 
+def said(prompt: str) -> list[dict]:
+    return [{"role": "user", "content": prompt}]
+
+
 class Visit(threading.Thread):
     """A visitor's answer, read by a thread of its own."""
 
-    def __init__(
-        self,
-        service: Service,
-        name: str,
-        prompt: str,
-        budget: BudgetConfig | None = None,
-        generation: GenerationConfig = GENERATION,
-    ) -> None:
+    def __init__(self, service: Service, name: str, prompt: str, settings: Settings = SETTINGS) -> None:
         super().__init__(name=name, daemon=True)
-        messages = [{"role": "user", "content": prompt}]
         self.place = service.enter(name)
-        self._frames = service.stream(
-            name, self.place.ticket, messages, generation, budget or BudgetConfig(12), TreeConfig()
-        )
+        self._frames = service.stream(name, self.place.ticket, said(prompt), settings)
         self.steps: list[StepTrace] = []
         self.error: BaseException | None = None
 
@@ -61,7 +58,7 @@ def begin(service: Service, visits: list[Visit]) -> None:
     with service.engine.turn():
         for visit in visits:
             visit.start()
-        while len(service._batch._waiting) < len(visits):
+        while len(service._serving.batch._waiting) < len(visits):
             time.sleep(0.005)
 
 
@@ -71,14 +68,15 @@ def finish(visits: list[Visit]) -> None:
         assert not visit.is_alive()
 
 
-def alone(service: Service, prompt: str, budget: BudgetConfig, generation: GenerationConfig = GENERATION) -> str:
-    *_, last = service.engine.generate([{"role": "user", "content": prompt}], generation, budget, TreeConfig())
+def alone(service: Service, prompt: str, settings: Settings = SETTINGS) -> str:
+    asked = settings.generation_config, settings.budget_config, settings.tree_config
+    *_, last = service.engine.generate(said(prompt), *asked)
     return last.summary.text
 
 
 def test_visitors_share_steps_and_get_what_they_would_get_alone(service, monkeypatch):
-    budgets = [BudgetConfig(12), BudgetConfig(12), BudgetConfig(), BudgetConfig(12)]
-    expected = [alone(service, prompt, budget) for prompt, budget in zip(PROMPTS, budgets, strict=True)]
+    asked = [SETTINGS, SETTINGS, replace(SETTINGS, budget=None), SETTINGS]
+    expected = [alone(service, *pair) for pair in zip(PROMPTS, asked, strict=True)]
     sizes: list[int] = []
     verifier = service.engine.verifier
     own = verifier.verify_together
@@ -88,7 +86,7 @@ def test_visitors_share_steps_and_get_what_they_would_get_alone(service, monkeyp
         return own(drafts, *rest)
 
     monkeypatch.setattr(verifier, "verify_together", seen)
-    visits = [Visit(service, f"visitor {n}", *asked) for n, asked in enumerate(zip(PROMPTS, budgets, strict=True))]
+    visits = [Visit(service, f"visitor {n}", *pair) for n, pair in enumerate(zip(PROMPTS, asked, strict=True))]
     begin(service, visits)
     finish(visits)
     assert ["".join(step.text for step in visit.steps) for visit in visits] == expected
@@ -98,15 +96,14 @@ def test_visitors_share_steps_and_get_what_they_would_get_alone(service, monkeyp
 
 
 def test_a_visitor_who_stops_goes_or_moves_a_budget_disturbs_no_other(service):
-    long = GenerationConfig(max_new_tokens=1500, ignore_eos=True)
-    expected = alone(service, PROMPTS[0], BudgetConfig(12))
+    expected = alone(service, PROMPTS[0])
     patient = Visit(service, "patient", PROMPTS[0])
-    stopper, mover = (Visit(service, name, PROMPTS[3], BudgetConfig(12), long) for name in ("stopper", "mover"))
-    leaver = Visit(service, "leaver", PROMPTS[2], BudgetConfig(12), long)
+    stopper, mover = (Visit(service, name, PROMPTS[3], LONG) for name in ("stopper", "mover"))
+    leaver = Visit(service, "leaver", PROMPTS[2], LONG)
     visits = [patient, stopper, mover, leaver]
     begin(service, visits)
     mover.wait_for(2)
-    service.update("mover", BudgetConfig(20), TreeConfig())
+    service.update("mover", replace(LONG, budget=20))
     service.stop("stopper")
     service.leave("leaver")
     for _ in range(1000):
@@ -137,7 +134,7 @@ def test_a_failing_step_is_told_to_those_it_was_for_and_the_next_are_served(serv
         begin(service, visits)
         finish(visits)
     assert all(isinstance(visit.error, ZeroDivisionError) for visit in visits)
-    expected = alone(service, PROMPTS[1], BudgetConfig(12))
+    expected = alone(service, PROMPTS[1])
     again = Visit(service, "again", PROMPTS[1])
     again.start()
     finish([again])
@@ -145,10 +142,121 @@ def test_a_failing_step_is_told_to_those_it_was_for_and_the_next_are_served(serv
 
 
 def test_who_comes_when_enough_are_written_is_told_to_wait(service):
-    requests: list[Any] = [SimpleNamespace(session_hash=f"visitor {n}") for n in range(MAX_TOGETHER + 1)]
-    told = [_join_queue(service, request)[1]["message"] for request in requests]
+    names = [f"visitor {n}" for n in range(MAX_TOGETHER + 1)]
+    told = [join_queue(service, name)[1]["message"] for name in names]
     assert told[:-1] == ["Reading the prompt…"] * MAX_TOGETHER
     assert told[-1] == "4 answers are written at a time, and 4 came first. Yours comes after."
     assert service.num_beside("visitor 0") == 0, "none has begun"
-    for request in requests:
-        service.leave(request.session_hash)
+    for name in names:
+        service.leave(name)
+
+
+def test_one_answer_per_visitor_and_leaving_frees_the_place(service):
+    places = [service.enter(name) for name in ("first", "second")]
+    assert [place.num_before for place in places] == [0, 1]
+    with pytest.raises(ValueError, match="still being written"):
+        service.enter("first")
+    service.leave("second")
+    rest = said("Hi"), replace(LONG, budget=None)
+    steps = service.stream("first", places[0].ticket, *rest)
+    next(steps)
+    service.stop("first")
+    assert list(steps)[-1][-1].summary.finish_reason == "stopped"
+    again = service.enter("first")
+    assert again.num_before == 0
+    assert list(service.stream("first", places[0].ticket, *rest)) == [], "an answer that was taken back"
+    assert service.expects("first", again.ticket), "and the one asked for since keeps its place"
+    service.leave("first")
+    assert list(service.stream("first", again.ticket, *rest)) == []
+
+
+def test_a_place_is_its_tickets_alone_and_stop_gives_up_one_that_waits(service):
+    first = service.enter("first")
+    assert service.expects("first", first.ticket)
+    service.stop("first")  # its answer has not begun
+    assert not service.expects("first", first.ticket)
+    again = service.enter("first")
+    assert not service.expects("first", first.ticket) and service.expects("first", again.ticket)
+    service.leave("first", first.ticket)  # late news of the answer before
+    assert service.expects("first", again.ticket)
+    service.leave("first")
+    for number in range(service.limits.num_places):
+        service.enter(f"visitor {number}")
+    with pytest.raises(ValueError, match="are waiting already"):
+        service.enter("one too many")
+    for number in range(service.limits.num_places):
+        service.leave(f"visitor {number}")
+
+
+def test_old_turns_are_dropped_and_a_message_too_long_is_refused(service):
+    turn = [*said("word " * 900), {"role": "assistant", "content": "Yes."}]
+    (last,) = said("What is 2 + 2?")
+    settings = Settings(max_new_tokens=64)
+    kept = service.fit([*turn * 8, last], settings)
+    assert kept[-1] == last and kept[0]["role"] == "user" and len(kept) < 17
+    assert len(service.engine.encode(kept)) + 64 <= service.info.max_context
+    briefed = service.fit([*turn * 8, last], replace(settings, system="word " * 700))
+    assert len(briefed) < len(kept), "a system prompt takes room and stays"
+    with pytest.raises(ValueError, match="context"):
+        service.fit(said("word " * 9000), settings)
+    unanswered = said("word " * 3000)  # stopped before its answer began
+    assert service.fit([*unanswered, last], replace(settings, max_new_tokens=1500)) == [last]
+
+
+def test_a_system_prompt_is_what_the_model_reads_first(service):
+    briefed = replace(SETTINGS, system="Answer in French.", budget=None)
+    visit = Visit(service, "briefed", PROMPTS[1], briefed)
+    visit.start()
+    finish([visit])
+    messages = [{"role": "system", "content": "Answer in French."}, *said(PROMPTS[1])]
+    assert visit.steps[-1].summary.prompt_token_ids == service.engine.encode(messages)
+    assert service.header(said(PROMPTS[1]), briefed).prompt == messages
+
+
+def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        _ = Service(tmp_path).engine
+
+
+def test_no_step_is_made_while_the_machine_is_measured(service, monkeypatch):
+    seen: list[bool] = []
+    monkeypatch.setattr(service, "_advice", {})
+    monkeypatch.setattr("moespec.advise.advise", lambda target: seen.append(service.engine._lock.locked()))
+    service.advise()
+    assert seen == [True]
+
+
+def test_settings_the_model_cannot_be_asked_with_are_refused(service):
+    service.enter("visitor")
+    with pytest.raises(ValueError, match="outside 8 to 64"):
+        service.update("visitor", Settings(budget=7))
+    with pytest.raises(ValueError, match="outside 8 to 64"):
+        service.check(Settings(budget=65))
+    service.leave("visitor")
+    place = service.enter("visitor")
+    with pytest.raises(ValueError, match="outside 8 to 64"):
+        next(service.stream("visitor", place.ticket, said("Hi"), Settings(budget=65)))
+    assert not service.expects("visitor", place.ticket)
+
+
+def test_a_governor_decides_the_trees_and_the_text_stays_the_models_own(service):
+    governed = Visit(service, "governed", PROMPTS[0], replace(SETTINGS, budget=None, governor="cascade-like"))
+    governed.start()
+    finish([governed])
+    assert governed.error is None
+    expected = alone(service, PROMPTS[0], replace(SETTINGS, budget=None))
+    assert "".join(step.text for step in governed.steps) == expected
+    assert len({tuple(step.settings.tree) for step in governed.steps}) > 1
+
+
+def test_nobodys_controls_and_stops_touch_an_answer_of_a_series(service):
+    series = Series()
+    place = service.enter("visitor", series=series)
+    frames = service.stream("visitor", place.ticket, said(PROMPTS[3]), LONG)
+    next(frames)
+    service.update("visitor", replace(LONG, budget=40))
+    service.stop("visitor")
+    steps = [step for _ in range(3) for step in next(frames)]
+    assert {step.settings.budget for step in steps} == {12} and steps[-1].summary is None
+    service.stop("visitor", series)
+    assert list(frames)[-1][-1].summary.finish_reason == "stopped"

@@ -48,9 +48,7 @@ def open_browser() -> Iterator[Browser]:
 @contextlib.contextmanager
 def serve_page(program: str = "serve.py") -> Iterator[str]:
     """A page in a process of its own, by default as a newcomer starts it; its address once it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"PORT": str(port), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     server = subprocess.Popen([sys.executable, program], cwd=ROOT, env=environment)
     address = f"http://127.0.0.1:{port}"
@@ -60,6 +58,12 @@ def serve_page(program: str = "serve.py") -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(timeout=30)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _wait_for(address: str, server: subprocess.Popen, limit_s: float = 120) -> None:

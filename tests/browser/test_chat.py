@@ -16,16 +16,18 @@ def test_text_and_all_panels_change_while_the_answer_streams(watcher):
         const images = ["heat", "tail"].map((name) => find(name).toDataURL());
         return [find("tokens").children.length, find("tree").innerHTML, ...images];
     }"""
-    page.wait_for_function("document.querySelectorAll('.mss-tokens span').length > 4", timeout=LONG)
+    page.wait_for_function("document.querySelectorAll('#live .mss-tokens span').length > 4", timeout=LONG)
     before = page.evaluate(drawn)
-    page.wait_for_function(f"document.querySelectorAll('.mss-tokens span').length > {before[0] + 8}", timeout=LONG)
+    page.wait_for_function(
+        f"document.querySelectorAll('#live .mss-tokens span').length > {before[0] + 8}", timeout=LONG
+    )
     after = page.evaluate(drawn)
     assert page.locator(FRAME).get_attribute("data-status") == "writing"
     assert all(one != other for one, other in zip(before, after, strict=True))
     assert len(watcher.answer) > 10
     page.click("#stop")
     watcher.wait("done")
-    expect(page.locator(".mss-message")).to_have_text("Stopped.")
+    expect(page.locator("#live .mss-message")).to_have_text("Stopped.")
     assert page.locator(".mss-guessed").count() > 1, "accepted drafts are marked"
 
 
@@ -35,10 +37,10 @@ def test_moving_the_budget_acts_on_the_running_answer(watcher):
     page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="12"]', timeout=LONG)
     watcher.set_budget(20)
     page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="20"]', timeout=LONG)
-    expect(page.locator('[data-figure="force"]')).to_have_text("budget 20, substitution")
+    expect(page.locator('#live [data-figure="force"]')).to_have_text("budget 20, substitution")
     page.get_by_label("No budget").check()
     page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="null"]', timeout=LONG)
-    expect(page.locator('[data-figure="lossless"]')).to_have_text("lossy")  # what was written under it stays
+    expect(page.locator('#live [data-figure="lossless"]')).to_have_text("lossy")  # what was written under it stays
     page.click("#stop")
     watcher.wait("done")
 
@@ -48,8 +50,8 @@ def test_without_a_budget_the_page_says_lossless_and_shows_the_closer_view(visit
     page.get_by_label("No budget").check()
     visitor.ask("What is 12 + 30?")
     visitor.wait("done")
-    expect(page.locator('[data-figure="lossless"]')).to_have_text("lossless")
-    expect(page.locator('[data-figure="mass"]')).to_have_text("100.0 %")
+    expect(page.locator('#live [data-figure="lossless"]')).to_have_text("lossless")
+    expect(page.locator('#live [data-figure="mass"]')).to_have_text("100.0 %")
     page.get_by_text("Look closer at the last answer").click()
     expect(page.locator(".js-plotly-plot")).to_be_visible(timeout=LONG)
 
@@ -63,8 +65,8 @@ def test_what_stands_before_is_said_to_make_an_answer_lossy(visitor):
     visitor.ask("Tell me a joke, please.")
     expect(page.locator("#chat .bot")).to_have_count(2, timeout=LONG)
     visitor.wait("done")
-    expect(page.locator('[data-figure="lossless"]')).to_have_text("lossy")
-    expect(page.locator(".mss-message")).to_contain_text("what stands before was written under a budget")
+    expect(page.locator('#live [data-figure="lossless"]')).to_have_text("lossy")
+    expect(page.locator("#live .mss-message")).to_contain_text("what stands before was written under a budget")
 
 
 def test_a_message_sent_at_the_very_end_of_an_answer_is_answered(visitor):
@@ -84,7 +86,7 @@ def test_a_second_visitor_is_served_beside_the_first(watcher, browser, unhurried
     second.set_budget(20)  # other than the first one's
     second.ask("What is 2 + 3?")
     second.page.wait_for_selector(f'{FRAME}[data-status="done"][data-budget="20"]', timeout=LONG)
-    expect(second.page.locator(".mss-message")).to_contain_text("beside other visitors' answers")
+    expect(second.page.locator("#live .mss-message")).to_contain_text("beside other visitors' answers")
     assert second.answer.strip()
     assert watcher.page.locator(FRAME).get_attribute("data-status") == "writing"
     assert watcher.page.locator(FRAME).get_attribute("data-budget") == "12"
@@ -108,11 +110,11 @@ def test_bad_input_is_a_sentence_and_loses_nothing(visitor):
     page = visitor.page
     visitor.ask("   ")
     visitor.wait("error")
-    expect(page.locator(".mss-message")).to_contain_text("the message is empty")
+    expect(page.locator("#live .mss-message")).to_contain_text("the message is empty")
     too_long = "many words " * 6000
     visitor.ask(too_long)
     visitor.wait("error")
-    expect(page.locator(".mss-message")).to_contain_text("context is 4096")
+    expect(page.locator("#live .mss-message")).to_contain_text("context is 4096")
     assert page.input_value("#prompt textarea") == too_long
     visitor.ask("What is 5 + 5?")
     visitor.wait("done")
@@ -148,21 +150,20 @@ def test_retry_and_clear(visitor):
     assert visitor.answer == first, "greedy: the same answer again"
     assert page.locator("#chat .user").count() == 1
     page.get_by_label("Clear").click()
-    visitor.wait("idle")
+    visitor.wait("recorded")
     expect(page.locator("#chat .bot")).to_have_count(0)
-    assert page.locator(".mss-tokens span").count() == 0
 
 
 def test_clear_takes_back_the_answer_that_is_being_written(watcher):
     page = watcher.page
     watcher.ask_for_a_long_answer("Tell me a long story about a cow.")
-    page.wait_for_function("document.querySelectorAll('.mss-tokens span').length > 4", timeout=LONG)
+    watcher.wait("writing")
+    page.wait_for_function("document.querySelectorAll('#live .mss-tokens span').length > 4", timeout=LONG)
     page.get_by_label("Clear").click()
     page.wait_for_timeout(1500)  # what was still on its way has come by then
-    watcher.wait("idle")
+    watcher.wait("recorded")
     expect(page.locator("#chat .user")).to_have_count(0)
-    assert page.locator(".mss-tokens span").count() == 0
-    expect(page.locator('[data-figure="tokens_per_s"]')).to_have_text("–")
+    expect(page.locator("#live .mss-message")).to_contain_text("Recorded on")
 
 
 def test_refused_messages_stand_in_nobodys_way(watcher):
@@ -202,7 +203,7 @@ def test_a_retry_with_settings_that_are_none_loses_nothing(visitor):
     page.get_by_label("Seed").press("Tab")
     page.get_by_label("Retry").last.click()
     visitor.wait("error")
-    expect(page.locator(".mss-message")).to_contain_text("seed", timeout=LONG)
+    expect(page.locator("#live .mss-message")).to_contain_text("seed", timeout=LONG)
     expect(page.locator("#chat .user")).to_have_count(1, timeout=LONG)
     expect(page.locator("#chat .bot")).to_have_count(1, timeout=LONG)
 
@@ -222,3 +223,15 @@ def test_a_phone_needs_no_sideways_scrolling(browser, address):
     assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
     phone.page.context.close()
     assert phone.errors == []
+
+
+def test_a_refusal_that_quotes_markup_is_text_and_short(visitor):
+    page = visitor.page
+    page.get_by_text("How experts are ranked, and other methods").click()
+    hostile = "<img src='http://127.0.0.1:1/x.png'><b>bold</b>" + "x" * 3000
+    page.get_by_label("Another method").fill(hostile)
+    visitor.ask("What is 2 + 2?")
+    visitor.wait("error")
+    expect(page.locator(".toast-body").first).to_contain_text("<b>bold</b>", timeout=LONG)
+    assert page.locator(".toast-body img, .toast-body b").count() == 0
+    assert len(page.locator("#live .mss-message").inner_text()) < 500

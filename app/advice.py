@@ -1,0 +1,153 @@
+"""How advice is shown: in lines, tables and a figure. Pure.
+
+All that `advise` gives is modelled: drawn hollow and dashed, and called so. What was measured stands beside it in solid
+marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+
+from app.frontier import COLOURS, Table
+from app.plots import GRID, in_both_themes
+from moespec.cost import ModelShape
+
+if TYPE_CHECKING:
+    from moespec.advise import Acceptance, Advice
+
+
+def advice_lines(advice: Advice, accepted: str) -> list[str]:
+    """What was asked about, what plain decoding costs at the least, and what `advise` notes. accepted: in words."""
+    shape, device = advice.model["shape"], advice.device
+    return [
+        f"{shape['name']}: {shape['num_moe_layers']} MoE layers, {shape['top_k']} of {shape['num_experts']} experts of "
+        f"{shape['expert_bytes'] / 1e6:.3g} MB, {shape['dense_bytes'] / 1e9:.3g} GB beside them.",
+        f"{device['name']}: {device['bytes_per_s'] / 1e9:,.0f} GB/s, {device['source']}.",
+        f"Plain decoding reads {advice.plain_bytes / 1e9:.3g} GB a token: at least {advice.plain_ms:.3g} ms, modelled.",
+        f"Experts that a tree reads: {advice.unions_source}. Acceptance: {accepted}.",
+        *advice.notes,
+    ]
+
+
+def choices_table(advice: Advice) -> Table:
+    """The fastest tree without a budget and with one."""
+    found = (
+        ("no budget, lossless", advice.lossless),
+        (f"B of {advice.least_budget} or more, lossy", advice.budgeted),
+    )
+    return {
+        "caption": "Recommended, modelled",
+        "columns": ["", "tree", "B", "rows", "experts", "tokens/step", "pays above", "times plain decoding"],
+        "rows": [
+            {
+                "name": name,
+                "cells": [
+                    choice.tree,
+                    "–" if choice.budget is None else f"{choice.budget}",
+                    f"{choice.num_rows:.1f}",
+                    f"{choice.experts:.1f}",
+                    f"{choice.tokens_per_step:.2f}",
+                    f"{choice.break_even:.2f}",
+                    f"{choice.speedup:.2f} ({choice.low:.2f} to {choice.high:.2f})",
+                ],
+            }
+            for name, choice in found
+            if choice is not None
+        ],
+    }
+
+
+def floors_table(advice: Advice) -> Table:
+    """The floor and the break-even of each tree without a budget, then of 16 rows under each."""
+    unbudgeted = [
+        (f"{row.num_rows} rows", row.experts, row.num_bytes, row.verify_ms, row.break_even, f"{row.with_drafting:.1f}")
+        for row in advice.sizes
+    ]
+    budgeted = [
+        (f"B = {row.budget}, 16 rows", float(row.budget), row.num_bytes, row.verify_ms, row.break_even, "–")
+        for row in advice.budgets
+    ]
+    return {
+        "caption": "Floor and break-even, modelled: a step pays above so many tokens, the bonus token included",
+        "columns": ["tree", "experts", "GB", "at least ms", "pays above", "with drafting"],
+        "rows": [
+            {
+                "name": name,
+                "cells": [f"{experts:.1f}", f"{size / 1e9:.3g}", f"{ms:.3g}", f"{pays:.1f}", with_drafting],
+            }
+            for name, experts, size, ms, pays, with_drafting in (*unbudgeted, *budgeted)
+        ],
+    }
+
+
+def break_even_figure(advice: Advice, acceptance: Acceptance | None, accepted: str) -> go.Figure:
+    """Tokens per step that a tree must bring to pay, and what it would bring, by its rows. accepted: in words."""
+    rows = [row.num_rows for row in advice.sizes]
+    figure = go.Figure()
+    _line(figure, "must bring, drafting included (modelled)", rows, [row.with_drafting for row in advice.sizes], 0)
+    if acceptance is not None:
+        reached = best_by_rows(acceptance)
+        _line(figure, f"would bring ({accepted})", [x for x, _ in reached], [y for _, y in reached], 1)
+    for place, (name, choice) in enumerate((("no budget", advice.lossless), ("budget", advice.budgeted))):
+        if choice is not None:
+            figure.add_scatter(
+                name=f"recommended, {name} (modelled)",
+                x=[choice.num_rows],
+                y=[choice.tokens_per_step],
+                mode="markers",
+                marker={"symbol": ("star-open", "diamond-open")[place], "size": 13, "color": COLOURS[2 + place]},
+                hovertemplate=f"{choice.setting}<br>{choice.gain}, modelled<extra></extra>",
+            )
+    measured = measured_steps(advice.model["shape"])
+    if measured is not None:
+        machine, points = measured
+        figure.add_scatter(
+            name=f"must bring, measured on {machine}",
+            x=[x for x, _ in points],
+            y=[y for _, y in points],
+            mode="markers",
+            marker={"symbol": "square", "size": 8, "color": COLOURS[0]},
+            hovertemplate="%{x} rows: %{y:.2f} plain steps, measured<extra></extra>",
+        )
+    figure.update_layout(legend={"orientation": "h", "y": -0.22, "x": 0})
+    figure.update_xaxes(title_text="rows of the tree", type="log", tickvals=rows, ticktext=rows, gridcolor=GRID)
+    figure.update_yaxes(title_text="tokens per step", rangemode="tozero", gridcolor=GRID, zeroline=False)
+    return in_both_themes(figure, height=400)
+
+
+def best_by_rows(acceptance: Acceptance) -> list[tuple[float, float]]:
+    """(rows, tokens per step) of the trees that no smaller one equals, bonus token included."""
+    found: list[tuple[float, float]] = [(1.0, 1.0)]
+    for tree in sorted(acceptance.candidates, key=lambda tree: (tree.num_rows, -tree.num_accepted)):
+        if 1 + tree.num_accepted > found[-1][1]:
+            found.append((tree.num_rows, 1 + tree.num_accepted))
+    return found
+
+
+def measured_steps(shape: dict[str, Any]) -> tuple[str, Sequence[tuple[int, float]]] | None:
+    """(machine, whole unbudgeted steps in plain ones by rows), where a model of these sizes was measured."""
+    from moespec.advise import read_record
+    from moespec.advise.unions import sizes_of
+
+    record = read_record()
+    if tuple(record["sizes"]) != sizes_of(ModelShape(**shape)):
+        return None
+    about, steps = record["about"], record["steps"]
+    points = [(step["num_rows"], step["in_plain_steps"]) for step in steps if step["budget"] is None]
+    return f"{about['name']}, {about['threads']} threads", points
+
+
+def _line(figure: go.Figure, name: str, x: Sequence[float], y: Sequence[float], style: int) -> None:
+    """Not measured: dashed, with hollow marks."""
+    figure.add_scatter(
+        name=name,
+        x=list(x),
+        y=list(y),
+        mode="lines+markers",
+        line={"dash": ("dash", "dot")[style], "color": COLOURS[style]},
+        marker={"symbol": ("circle-open", "triangle-up-open")[style], "size": 8},
+        hovertemplate="%{x:.3g} rows: %{y:.2f} tokens per step<extra></extra>",
+    )

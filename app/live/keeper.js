@@ -1,0 +1,35 @@
+// A tab keeps its conversation under a name of its own, so that two tabs of one visitor take nothing from each other. A
+// new tab begins with a copy of the newest conversation.
+const PREFIX = "moe-spec-studio/", MAX_KEPT = 8, MAX_CHARACTERS = 400000;
+const read = (key) => { try { return JSON.parse(localStorage.getItem(key)); } catch { return null; } };
+const keys = () => Object.keys(localStorage).filter((key) => key.startsWith(PREFIX));
+const byAge = () => keys().map((key) => [key, (read(key) || {}).at || 0]).sort((a, b) => b[1] - a[1]).map(([key]) => key);
+
+function ownKey() {
+  let name = sessionStorage.getItem(PREFIX);
+  if (!name) sessionStorage.setItem(PREFIX, (name = PREFIX + crypto.getRandomValues(new Uint32Array(2)).join("-")));
+  return name;
+}
+
+function keep({ messages, settings }) {
+  if (!messages) return;
+  if (!messages.length) { localStorage.removeItem(ownKey()); return; }
+  let kept = messages;
+  while (kept.length > 2 && JSON.stringify(kept).length > MAX_CHARACTERS) kept = kept.slice(2);
+  for (const old of byAge().filter((key) => key !== ownKey()).slice(MAX_KEPT - 1)) localStorage.removeItem(old);
+  const text = JSON.stringify({ at: Date.now(), messages: kept, settings });
+  while (true) {
+    try { localStorage.setItem(ownKey(), text); return; } catch {
+      const oldest = byAge().filter((key) => key !== ownKey()).at(-1);
+      if (!oldest) return; // the browser keeps nothing: the page works without
+      localStorage.removeItem(oldest);
+    }
+  }
+}
+
+// A blocked or full storage must not break the page.
+try {
+  const found = read(ownKey()) || read(byAge()[0] || "");
+  if (found && Array.isArray(found.messages) && found.messages.length) trigger("restored", { messages: found.messages, settings: found.settings || {} });
+} catch (error) { console.info("nothing is kept in this browser:", error.message); }
+watch("value", () => { try { keep(props.value || {}); } catch (error) { console.info("nothing is kept:", error.message); } });

@@ -1,0 +1,358 @@
+"""The Chat tab: the conversation, its controls, the live panels. Owns what a visitor does to a conversation."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from app import controls as controls_module
+from app.controls import Controls, preset_of, read, values_of
+from app.live import Growing, keeper, live_frame, live_panels, notice
+from app.messages import History, plain, shown
+from app.recordings import Recording, Recordings
+from app.service import MAX_TOGETHER, UNMEASURED, Service
+from app.settings import PRESETS, Settings, presets
+from app.zero import CutOffError
+from moespec import RunSummary, StepTrace
+
+EXAMPLES = [
+    "What is 12 + 30?",
+    "Which is bigger, 34 or 43?",
+    "Turn this into JSON: Ben is 31 years old and lives in Oslo.",
+    "Tell me a short story.",
+    "Who are you?",
+]
+PLACEHOLDER = "**Ask the small model something.**\nIts answer streams here; how it is made, beside it."
+FORGOTTEN: dict[str, Any] = {"messages": [], "settings": {}}  # what the browser is to keep
+ENDINGS = {
+    "eos": "The answer ended by itself.",
+    "length": "Ended at the maximum number of new tokens.",
+    "context": "Ended because the context is full.",
+    "stopped": "Stopped.",
+    "stop": "Ended at a stop text.",
+}
+SHOWN_S_PER_CHARACTER = 0.5 / 10_000  # between two states of the text in the chat
+LOOK_S = 5.0  # how often a page looks whether another model has taken over
+KEEP_S = 1.0  # how often an answer that is being written is kept in the browser
+MAX_WORDS = 400  # characters of a refusal, which may quote what was typed
+BESIDE = " Written beside other visitors' answers: the times are those of steps that are shared."
+MEASURING = "Measuring what steps cost on this machine, once: the governor needs it. About ten seconds."
+
+
+class Visit(NamedTuple):
+    """Whose answer it is, and which of theirs."""
+
+    session: str
+    ticket: int
+
+
+class Chat:
+    """The tab's widgets. Other tabs load settings into `controls`."""
+
+    def __init__(self, service: Service, recordings: Recordings, recorded: dict[str, Any]) -> None:
+        self.service, self.recordings, self.recorded = service, recordings, recorded
+        with gr.Row():
+            with gr.Column(scale=5, min_width=320):
+                self._build_conversation()
+                self.preset = gr.Radio(
+                    [*PRESETS], value="Balanced", label="Preset", show_label=False, container=False, elem_id="preset"
+                )
+                self.advice = gr.Markdown("Advice for this machine: measuring it…", elem_id="advice")
+                with gr.Tabs():
+                    self.controls = Controls()
+            with gr.Column(scale=6, min_width=320):
+                self.live = live_panels(recordings, "live", recorded, movable=True)
+                self.device = gr.Markdown("Loading the model…", elem_id="device")
+        with gr.Accordion("Look closer at the last answer", open=False):
+            self.plot = gr.Plot(show_label=False)
+        self.ticket = gr.State(0)  # of the answer asked for last
+        self.keeper = keeper()
+
+    def _build_conversation(self) -> None:
+        self.markdown = gr.State(False)
+        self.view = gr.Button("Markdown")
+        self.chat = gr.Chatbot(
+            show_label=False, height=300, feedback_options=None, buttons=["copy", "copy_all", self.view],
+            editable="user", render_markdown=False, latex_delimiters=[], placeholder=PLACEHOLDER, elem_id="chat",
+        )  # fmt: skip
+        with gr.Row():
+            self.prompt = gr.Textbox(
+                show_label=False, placeholder="Write something and press Enter", autofocus=True, scale=6,
+                max_lines=4, label="Message", container=False, elem_id="prompt",
+            )  # fmt: skip
+            self.stop = gr.Button("Stop", variant="stop", scale=1, min_width=70, elem_id="stop")
+        gr.Examples(EXAMPLES, self.prompt, label="Try one", elem_id="examples")
+
+    def wire(self, page: gr.Blocks) -> None:
+        """Connects what is done to what happens."""
+        controls = self.controls
+        engine_turn: dict[str, Any] = {
+            "concurrency_limit": MAX_TOGETHER,
+            "concurrency_id": "engine",
+            "show_progress": "hidden",
+            # By default the browser drops an answer that is asked for before it has heard of the last one's end.
+            "trigger_mode": "multiple",
+            "api_visibility": "private",
+        }
+        at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        # Queued: only of a queued event is the browser told that the ticket changed.
+        asked: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+        outputs = [self.prompt, self.chat, self.live, self.ticket, self.keeper]
+        self.prompt.submit(self._ask, [self.prompt, self.markdown, self.chat, *controls.all], outputs, **asked)
+        self.chat.retry(self._retry, [self.markdown, self.chat, *controls.all], outputs, **asked)
+        self.chat.edit(self._edit, [self.markdown, self.chat, *controls.all], outputs, **asked)
+        self.chat.undo(self._undo, [self.markdown, self.chat, *controls.all], outputs, **asked)
+        # Only who was given a ticket waits for the engine.
+        answer_outputs = [self.chat, self.live, self.plot, self.prompt, self.keeper]
+        self.ticket.change(
+            self._answer, [self.ticket, self.markdown, self.chat, *controls.all], answer_outputs, **engine_turn
+        )
+        changes = [widget.change for widget in controls.live]
+        # Of moves that come while one is on its way, the last one counts.
+        moves = at_once | {"trigger_mode": "always_last"}
+        gr.on(changes, self._move, controls.all, self.preset, preprocess=False, **moves)
+        controls["lossless"].change(
+            lambda on: gr.Slider(interactive=not on), controls["lossless"], controls["budget"], **at_once
+        )
+        self.preset.input(self._choose_preset, [self.preset, *controls.all], controls.all, **at_once)
+        self.live.cut(self._cut, None, [controls["lossless"], controls["budget"]], trigger_mode="multiple", **at_once)
+        self.stop.click(self._halt, None, None, **at_once)
+        self.view.click(self._render, [self.markdown, self.chat], [self.markdown, self.chat], **at_once)
+        self.chat.clear(self._clear, None, [self.live, self.plot, self.keeper], **at_once)
+        self.keeper.restored(self._restore, self.markdown, [self.chat, *controls.all], **at_once)
+        page.unload(self._gone)
+        sliders = [controls["budget"], controls["max_new_tokens"]]
+        page.load(self._ready, sliders, [*sliders, self.device], **at_once)
+        if self.service.is_to_change:
+            gr.Timer(LOOK_S).tick(self._ready, sliders, [*sliders, self.device], **at_once)
+        page.load(self._advise, None, self.advice, **asked)
+
+    # What a visitor does: each gives (prompt, chat, live, ticket, kept history).
+
+    def _ask(self, request: gr.Request, text: str, markdown: bool, history: History, *values: Any) -> tuple:
+        if not text.strip():
+            return self._refused(ValueError("Write something first: the message is empty."))
+        return self._enter(request, [*plain(history), {"role": "user", "content": text}], markdown, values)
+
+    def _retry(self, request: gr.Request, markdown: bool, history: History, *values: Any) -> tuple:
+        messages = plain(history)
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        return self._enter(request, messages, markdown, values)
+
+    def _edit(self, edited: gr.EditData, request: gr.Request, markdown: bool, history: History, *values: Any) -> tuple:
+        """What came after the message that was changed answered another one."""
+        place = edited.index if isinstance(edited.index, int) else edited.index[0]
+        before = plain(history)[:place]
+        text = html.unescape(str(edited.value))
+        if not text.strip():
+            shown_again = [*before, {"role": "user", "content": html.unescape(str(edited.previous_value))}]
+            refused = self._refused(ValueError("Write something: the message would be empty. The old one stays."))
+            kept = [*shown_again, *plain(history)[place + 1 :]]
+            return (refused[0], shown(kept, markdown), *refused[2:])
+        return self._enter(request, [*before, {"role": "user", "content": text}], markdown, values)
+
+    def _undo(self, request: gr.Request, markdown: bool, history: History, *values: Any) -> tuple:
+        """Takes the last question back into the field where it can be changed, and its answer away."""
+        messages = plain(history)
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        text = messages.pop()["content"] if messages else ""
+        self.service.leave(request.session_hash or "")
+        if not messages:
+            return text, [], self.recorded, gr.skip(), FORGOTTEN
+        return text, shown(messages, markdown), gr.skip(), gr.skip(), self._kept(messages, values)
+
+    def _enter(self, request: gr.Request, messages: History, markdown: bool, values: tuple) -> tuple:
+        try:
+            settings = read(values)  # what cannot be answered changes nothing
+            ticket, frame = join_queue(self.service, request.session_hash or "", self.service.limits.visitor(request))
+            if settings.governor not in UNMEASURED and not self.service.knows_costs:
+                frame = notice("waiting", MEASURING)
+            return "", shown(messages, markdown), frame, ticket, self._kept(messages, values)
+        except ValueError as error:
+            return self._refused(error)
+
+    def _refused(self, error: ValueError) -> tuple:
+        return gr.skip(), gr.skip(), refusal(error), gr.skip(), gr.skip()
+
+    def _kept(self, messages: History, values: tuple) -> Any:
+        with contextlib.suppress(ValueError):
+            return {"messages": messages, "settings": read(values).to_json()}
+        return gr.skip()
+
+    def _answer(
+        self, request: gr.Request, ticket: int, markdown: bool, history: History, *values: Any
+    ) -> Iterator[tuple]:
+        visit, messages = Visit(request.session_hash or "", ticket), plain(history)
+        try:
+            yield from self._stream(visit, messages, markdown, values)
+        except CutOffError as error:
+            yield gr.skip(), notice("error", str(error)), gr.skip(), gr.skip(), gr.skip()
+        except ValueError as error:
+            # Nothing is lost: the message goes back to where it can be changed.
+            back = messages[-1]["content"] if messages else gr.skip()
+            yield shown(messages[:-1], markdown), refusal(error), gr.skip(), back, gr.skip()
+        except Exception as error:
+            logging.exception("an answer failed")
+            failed = f"The answer failed ({type(error).__name__}). What was written stays; retry, or ask again."
+            yield gr.skip(), notice("error", failed), gr.skip(), gr.skip(), gr.skip()
+        finally:
+            self.service.leave(*visit)
+
+    def _stream(self, visit: Visit, messages: History, markdown: bool, values: tuple) -> Iterator[tuple]:
+        """(chat, live frame, plot, prompt, kept) at most 20 times a second; the plot once, at the end."""
+        service, settings = self.service, read(values)
+        kept = service.fit(messages, settings)
+        num_dropped = len(messages) - len(kept)
+        remark = f"The oldest {num_dropped} messages no longer fit the context and are not read." if num_dropped else ""
+        recording = self.recordings.begin(service.header(kept, settings))
+        answered = {"role": "assistant", "content": ""}
+        grown, drawn, kept_at, shown_at = Growing(), None, time.monotonic(), 0.0
+        for steps in service.stream(*visit, kept, settings):
+            if not service.expects(*visit):  # cleared: frames that were on their way have filled the chat again
+                yield [], self.recorded, None, gr.skip(), gr.skip()
+                return
+            recording.add(steps)
+            for step in steps:
+                answered["content"] += step.text
+                grown.add(step)
+            if steps[0].kind == "prefill" and settings.is_lossless and not steps[0].lossless:
+                remark += " Lossy already: what stands before was written under a budget. Clear begins anew."
+            if service.num_beside(visit.session) and BESIDE not in remark:
+                remark += BESIDE
+            if (told := service.remark(visit.session)) not in remark:
+                remark += told
+            drawn = worth_drawing(steps, drawn)
+            message, is_done = f"{remark} {_ending(steps[-1].summary)}".strip(), steps[-1].summary is not None
+            frame = live_frame(recording.id, grown, drawn, is_done=is_done, message=message)
+            # A page that loses its connection begins anew with what its browser has kept.
+            is_due = is_done or time.monotonic() - kept_at > KEEP_S
+            kept_at = time.monotonic() if is_due else kept_at
+            kept_now = self._kept([*messages, answered], values) if is_due else gr.skip()
+            # A browser lays a long text out anew with every word: what is long is sent less often.
+            is_shown = is_done or time.monotonic() - shown_at > len(answered["content"]) * SHOWN_S_PER_CHARACTER
+            shown_at = time.monotonic() if is_shown else shown_at
+            chat = shown([*messages, answered], markdown) if is_shown else gr.skip()
+            yield chat, frame, gr.skip(), gr.skip(), kept_now
+        if drawn is None:
+            yield gr.skip(), notice("done", "Stopped before it began."), gr.skip(), gr.skip(), gr.skip()
+            return
+        yield gr.skip(), gr.skip(), _figure(recording), gr.skip(), gr.skip()
+
+    # What acts at once.
+
+    def _move(self, request: gr.Request, *values: Any) -> Any:
+        # A number is sent while it is typed: what is not a setting yet is passed over, and named when it is asked with.
+        with contextlib.suppress(ValueError, TypeError):
+            settings = read(values)
+            self.service.update(request.session_hash or "", settings)
+            return preset_of(settings, self.service.info) if self.service.is_loaded else gr.skip()
+        return gr.skip()
+
+    def _choose_preset(self, name: str, *values: Any) -> list[Any]:
+        """How answers are written stays as it is."""
+        info = self.service.info
+        chosen = dict(zip(controls_module.NAMES, values_of(presets(info.top_k, info.num_experts)[name]), strict=True))
+        now = dict(zip(controls_module.NAMES, values, strict=True))
+        apart = controls_module.GROUPS["How to write"]
+        return [now[key] if key in apart else chosen[key] for key in controls_module.NAMES]
+
+    def _cut(self, moved: gr.EventData) -> tuple:
+        info = self.service.info
+        return False, min(max(int(moved.budget), info.top_k), info.num_experts)
+
+    def _halt(self, request: gr.Request) -> None:
+        self.service.stop(request.session_hash or "")
+
+    def _gone(self, request: gr.Request) -> None:
+        self.service.leave(request.session_hash or "")
+
+    def _clear(self, request: gr.Request) -> tuple:
+        self.service.leave(request.session_hash or "")
+        return self.recorded, None, FORGOTTEN
+
+    def _render(self, markdown: bool, history: History) -> tuple:
+        """The other view: as text, or as Markdown."""
+        chat = gr.update(value=shown(plain(history), not markdown), render_markdown=not markdown)
+        return not markdown, chat
+
+    def _restore(self, kept: gr.EventData, markdown: bool) -> tuple:
+        """A conversation that the browser has kept. What is no conversation is passed over."""
+        skipped = [gr.skip()] * len(self.controls.all)
+        messages = [
+            {"role": one["role"], "content": one["content"]}
+            for one in kept.messages
+            if isinstance(one, dict)
+            and one.get("role") in ("user", "assistant")
+            and isinstance(one.get("content"), str)
+        ]
+        with contextlib.suppress(ValueError, TypeError):
+            return shown(messages, markdown), *values_of(Settings.from_json(kept.settings))
+        return shown(messages, markdown), *skipped
+
+    def _ready(self, budget: float, length: float) -> tuple:
+        try:
+            info, most = self.service.info, self.service.limits.max_new_tokens
+            within = controls_module.slider_within
+            budgets, lengths = within(info.top_k, info.num_experts, budget), within(min(16, most), most, length)
+            return budgets, lengths, device_line(self.service)
+        except ValueError as error:
+            return gr.skip(), gr.skip(), f"**No model:** {error}"
+
+    def _advise(self) -> str:
+        try:
+            return f"Advice for this machine, modelled: {self.service.advise().headline}"
+        except ValueError as error:
+            return f"No advice: {error}"
+
+
+def join_queue(service: Service, session: str, visitor: str = "") -> tuple[int, dict]:
+    """(the ticket, what the live panels say)"""
+    place = service.enter(session, visitor)
+    if place.num_before < MAX_TOGETHER:
+        return place.ticket, notice("waiting", "Reading the prompt…")
+    message = f"{MAX_TOGETHER} answers are written at a time, and {place.num_before} came first. Yours comes after."
+    return place.ticket, notice("waiting", message)
+
+
+def refusal(error: ValueError) -> dict:
+    """Says why where the visitor looks; no gr.Error, which would cover the panels."""
+    text = str(error) if len(str(error)) <= MAX_WORDS else f"{str(error)[:MAX_WORDS]}…"
+    gr.Warning(html.escape(text))  # Gradio takes it for HTML
+    return notice("error", text)
+
+
+def worth_drawing(steps: list[StepTrace], before: StepTrace | None) -> StepTrace:
+    """The newest step with a tree: the last token of an answer often needs none."""
+    trees = [step for step in steps if step.kind == "tree"]
+    return trees[-1] if trees else before if before is not None and steps[-1].summary is not None else steps[-1]
+
+
+def _figure(recording: Recording) -> Any:
+    layers = [step.layers for step in recording.steps if step.kind == "tree"]
+    if not layers:
+        return gr.skip()
+    from app.plots import expert_figure  # plotly takes a second, and only this needs it
+
+    return expert_figure(layers, len(layers[0][0].score))
+
+
+def _ending(summary: RunSummary | None) -> str:
+    return "" if summary is None else ENDINGS[summary.finish_reason]
+
+
+def device_line(service: Service) -> str:
+    card, info = service.engine.card(), service.info
+    return (
+        f"{info.model_name}: {info.num_moe_layers} layers of {info.num_experts} experts, top-{info.top_k} · "
+        f"drafter {info.drafter_name} ({info.drafter_reason}) · {card['name']}, {card['threads']} threads, "
+        f"{card['dtype']}, {card['backend']} experts backend ({card['backend_reason']}), {info.kernels} kernels · "
+        f"measured here, now · on {service.hosting.value}" + (f" · **{service.notice}**" if service.notice else "")
+    )

@@ -1,0 +1,169 @@
+"""How smooth the page is, in Chromium: `python -m tests.browser.page_bench`, figures in the terminal and as JSON.
+
+Recorded steps at 20 a second; answers of the model on the same cores, against answers that nobody watches, in turns;
+and an answer of 2,000 tokens, its beginning against its end. A benchmark, not a test: machines differ, and are noisy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, CDPSession, Page
+
+from tests.browser.browser import open_browser, serve_page
+from tests.browser.page_bench_server import NUM_FRAMES, RATE_HZ, STEADY
+from tests.browser.visitor import FRAME, LONG, Visitor
+
+PROMPT = "Tell me a long story about a dog."
+# Every animation frame: when it was, the stamp that is shown, the step that is shown.
+WATCH = """() => {
+  window.seen = []; window.longTasks = [];
+  new PerformanceObserver((list) => list.getEntries().forEach((one) => window.longTasks.push(one.duration)))
+    .observe({ type: "longtask" });
+  const panels = document.querySelector("#live .mss"), message = panels.querySelector(".mss-message");
+  const look = () => {
+    const stamp = / at ([0-9.]+)/.exec(message.textContent);
+    window.seen.push([Date.now(), stamp ? Number(stamp[1]) : null, panels.dataset.step]);
+    requestAnimationFrame(look);
+  };
+  requestAnimationFrame(look);
+}"""
+
+
+@dataclass
+class Seen:
+    """What a watched answer looked like. late_ms: from a frame's making to its being on screen, 95th of 100."""
+
+    shown_per_s: float
+    frames_per_s: float
+    late_ms: float
+    most_late_ms: float
+    longest_task_ms: float
+    bytes_per_update: float | None = None
+    tokens_per_s: float | None = None
+
+
+def seen(page: Page) -> Seen:
+    """Of all that was watched since `WATCH`."""
+    frames, tasks = page.evaluate("[window.seen, window.longTasks]")
+    stamped = [frame for frame in frames if frame[1] is not None]
+    firsts: dict[float, float] = {}
+    for now, stamp, _ in stamped:
+        firsts.setdefault(stamp, now - stamp)
+    seconds = (stamped[-1][0] - stamped[0][0]) / 1e3
+    late = sorted(firsts.values())
+    return Seen(
+        shown_per_s=len(firsts) / seconds,
+        frames_per_s=len(stamped) / seconds,
+        late_ms=late[int(0.95 * (len(late) - 1))],
+        most_late_ms=late[-1],
+        longest_task_ms=max(tasks, default=0.0),
+    )
+
+
+def received(session: CDPSession) -> list[int]:
+    """A list to which the browser's network adds what it receives, in bytes."""
+    sizes: list[int] = []
+    session.send("Network.enable")
+    session.on("Network.dataReceived", lambda event: sizes.append(event["dataLength"]))
+    return sizes
+
+
+def heap_mb(session: CDPSession) -> float:
+    session.send("HeapProfiler.collectGarbage")
+    session.send("Performance.enable")
+    metrics = session.send("Performance.getMetrics")["metrics"]
+    return next(one["value"] for one in metrics if one["name"] == "JSHeapUsedSize") / 1e6
+
+
+def steady(browser: Browser, address: str) -> Seen:
+    visitor = Visitor(browser, address)
+    session = visitor.page.context.new_cdp_session(visitor.page)
+    visitor.page.wait_for_timeout(3000)
+    sizes = received(session)
+    visitor.page.evaluate(WATCH)
+    visitor.ask(STEADY)
+    visitor.wait("writing")
+    visitor.page.wait_for_timeout(1e3 * NUM_FRAMES / RATE_HZ)
+    found = seen(visitor.page)
+    found.bytes_per_update = sum(sizes) / NUM_FRAMES
+    visitor.page.context.close()
+    return found
+
+
+def watched(browser: Browser, address: str, num_tokens: int) -> Seen:
+    """An answer of the model; its speed is what the engine says of it."""
+    visitor = Visitor(browser, address)
+    page = visitor.page
+    visitor.wait("recorded")
+    visitor.ask_for_a_long_answer("Who are you?", num_tokens=64)  # prepares
+    visitor.wait("done")
+    page.evaluate(WATCH)
+    visitor.ask_for_a_long_answer(PROMPT, num_tokens)
+    page.wait_for_selector(f'{FRAME}[data-status="writing"]', timeout=LONG)
+    page.wait_for_selector(f'{FRAME}[data-status="done"]', timeout=4 * LONG)
+    found = seen(page)
+    link = page.locator("#live .mss-exports a").first.get_attribute("href")
+    last = page.request.get(f"{address}/{link}").text().strip().rpartition("\n")[2]
+    found.tokens_per_s = json.loads(last)["summary"]["tokens_per_s"]
+    page.context.close()
+    return found
+
+
+def long_answer(browser: Browser, address: str) -> dict[str, Any]:
+    """2,000 tokens: the first and the last fifth of its frames, and what the browser's heap grew by."""
+    visitor = Visitor(browser, address)
+    page = visitor.page
+    session = page.context.new_cdp_session(page)
+    visitor.ask_for_a_long_answer("Who are you?", num_tokens=64)
+    visitor.wait("done")
+    before = heap_mb(session)
+    page.evaluate(WATCH)
+    visitor.ask_for_a_long_answer(PROMPT, 2000)
+    page.wait_for_selector(f'{FRAME}[data-status="writing"]', timeout=LONG)
+    page.wait_for_selector(f'{FRAME}[data-status="done"]', timeout=4 * LONG)
+    stamped = [frame for frame in page.evaluate("window.seen") if frame[1] is not None]
+    tasks = page.evaluate("window.longTasks")
+    page.evaluate("window.seen = []")
+    fifth = len(stamped) // 5
+    rates = [1e3 * fifth / max(1, part[-1][0] - part[0][0]) for part in (stamped[:fifth], stamped[-fifth:])]
+    grown = heap_mb(session) - before
+    page.context.close()
+    return {
+        "frames_per_s_first_fifth": rates[0],
+        "frames_per_s_last_fifth": rates[1],
+        "longest_task_ms": max(tasks, default=0.0),
+        "heap_grew_mb": grown,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="watched and unwatched answers, in turns")
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--out", type=Path, help="also write the figures there")
+    args = parser.parse_args()
+    with serve_page("tests/browser/page_bench_server.py") as address, open_browser() as browser:
+        found: dict[str, Any] = {"recorded at 20 a second": asdict(steady(browser, address))}
+        blank = browser.new_page()
+        alone = f"{address}/unwatched?prompt={PROMPT}&num_tokens={args.tokens}"
+        pairs = []
+        for _ in range(args.rounds):
+            unwatched = blank.request.get(alone, timeout=4 * LONG).json()["tokens_per_s"]
+            pairs.append((unwatched, watched(browser, address, args.tokens)))
+        found["live"] = [asdict(one) | {"tokens_per_s_unwatched": apart} for apart, one in pairs]
+        ratios = sorted(one.tokens_per_s / apart for apart, one in pairs if one.tokens_per_s)
+        found["watched to unwatched"] = {"median": statistics.median(ratios), "range": [ratios[0], ratios[-1]]}
+        found["2,000 tokens"] = long_answer(browser, address)
+    print(json.dumps(found, indent=1))
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
