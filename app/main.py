@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import tempfile
 from pathlib import Path
 
 import gradio as gr
@@ -82,6 +84,8 @@ def serve(service: Service, host: str, port: int) -> gr.Blocks:
 
 def launch() -> None:
     """Serve the page: on every interface in a Space, on this machine alone otherwise."""
+    # Gradio's own folder for uploads is one for all users of a machine: the second of them could open no trace.
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / f"moe-spec-studio-{getpass.getuser()}"))
     service = Service.of(os.environ)
     service.prepare()
     host = os.environ.get("HOST", "0.0.0.0" if service.hosting.is_space else "127.0.0.1")

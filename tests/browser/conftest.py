@@ -8,13 +8,13 @@ from tests.browser.browser import open_browser, serve_page
 from tests.browser.visitor import Visitor
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def address():
     with serve_page() as url:
         yield url
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def unhurried_address():
     with serve_page("tests/browser/unhurried.py") as url:
         yield url
