@@ -8,7 +8,7 @@ BIN = .venv/bin
 demo: .venv/.installed
 	PORT=$(PORT) $(BIN)/python serve.py
 
-# Side by side: the browser's tests mostly wait, and Triton's interpreter keeps one core busy.
+# Side by side: the browser's tests mostly wait; Triton's interpreter, which never does, takes what is left.
 test: lint
 	$(MAKE) --jobs=2 --output-sync=line test-suite test-interpreted
 
@@ -18,7 +18,7 @@ test-suite: .venv/.installed-dev
 # In a process of its own: the interpreter is chosen when Triton is imported.
 test-interpreted: .venv/.installed-dev
 	@if $(BIN)/python -c "import triton" 2>/dev/null; then \
-	  echo "The kernels, interpreted:" && TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels; \
+	  echo "The kernels, interpreted:" && TRITON_INTERPRET=1 nice -n 19 $(BIN)/python -m pytest -q tests/kernels; \
 	else echo "tests/kernels is left out: there is no Triton for this platform."; fi
 
 test-gpu: the kernels compiled, on a CUDA device.
@@ -35,7 +35,7 @@ demo: .venv/.installed
 test: lint
 	$(BIN)/python -m pytest -q
 	@if $(BIN)/python -c "import triton" 2>/dev/null; then \
-	  echo "The kernels, interpreted:" && TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels; \
+	  echo "The kernels, interpreted:" && TRITON_INTERPRET=1 nice -n 19 $(BIN)/python -m pytest -q tests/kernels; \
 	else echo "tests/kernels is left out: there is no Triton for this platform."; fi
 
 test-gpu: .venv/.installed-dev

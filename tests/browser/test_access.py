@@ -95,6 +95,7 @@ def test_the_page_is_used_without_a_pointer(visitor):
     page = visitor.page
     page.locator("#prompt textarea").focus()
     page.keyboard.type("What is 3 + 4?")
+    expect(page.locator("#prompt textarea")).to_have_value("What is 3 + 4?")
     page.keyboard.press("Enter")
     visitor.wait("done")
     reached = set()
