@@ -21,23 +21,6 @@ test-interpreted: .venv/.installed-dev
 	  echo "The kernels, interpreted:" && TRITON_INTERPRET=1 nice -n 19 $(BIN)/python -m pytest -q tests/kernels; \
 	else echo "tests/kernels is left out: there is no Triton for this platform."; fi
 
-test-gpu: the kernels compiled, on a CUDA device.
-# Each creates the environment it needs.
-PYTHON ?= python3
-PORT ?= 7860
-BIN = .venv/bin
-
-.PHONY: demo test test-suite test-interpreted test-gpu lint
-demo: .venv/.installed
-	PORT=$(PORT) $(BIN)/python serve.py
-
-# The kernels run under Triton's interpreter, in a process of their own: it is chosen when Triton is imported.
-test: lint
-	$(BIN)/python -m pytest -q
-	@if $(BIN)/python -c "import triton" 2>/dev/null; then \
-	  echo "The kernels, interpreted:" && TRITON_INTERPRET=1 nice -n 19 $(BIN)/python -m pytest -q tests/kernels; \
-	else echo "tests/kernels is left out: there is no Triton for this platform."; fi
-
 test-gpu: .venv/.installed-dev
 	env -u TRITON_INTERPRET $(BIN)/python -m pytest -q tests/gpu tests/kernels
 
