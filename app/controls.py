@@ -23,7 +23,7 @@ GROUPS = {
     "How far to guess": ("drafter", "total_tokens", "depth", "top_k", "min_path_p", "governor"),
     "How to write": ("temperature", "top_p", "max_new_tokens", "seed", "ignore_eos", "system"),
 }
-# What acts on an answer that is being written.
+# What is told while an answer is written: budget and tree act at once, all of it decides which preset is shown.
 LIVE = (*GROUPS["How much to load"], *GROUPS["How far to guess"])
 DRAFTER_LABELS = {"auto": "the model's own", "ngram": "n-gram look-up", "none": "none"}
 GOVERNOR_LABELS = {

@@ -18,6 +18,7 @@ from app.messages import History, plain, shown
 from app.recordings import Recording, Recordings
 from app.service import MAX_TOGETHER, UNMEASURED, Service
 from app.settings import PRESETS, Settings, presets
+from app.tabs import AT_ONCE
 from app.zero import CutOffError
 from moespec import RunSummary, StepTrace
 
@@ -100,7 +101,6 @@ class Chat:
             "trigger_mode": "multiple",
             "api_visibility": "private",
         }
-        at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         # Queued: only of a queued event is the browser told that the ticket changed.
         asked: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
         outputs = [self.prompt, self.chat, self.live, self.ticket, self.keeper]
@@ -115,22 +115,22 @@ class Chat:
         )
         changes = [widget.change for widget in controls.live]
         # Of moves that come while one is on its way, the last one counts.
-        moves = at_once | {"trigger_mode": "always_last"}
+        moves = AT_ONCE | {"trigger_mode": "always_last"}
         gr.on(changes, self._move, controls.all, self.preset, preprocess=False, **moves)
         controls["lossless"].change(
-            lambda on: gr.Slider(interactive=not on), controls["lossless"], controls["budget"], **at_once
+            lambda on: gr.Slider(interactive=not on), controls["lossless"], controls["budget"], **AT_ONCE
         )
-        self.preset.input(self._choose_preset, [self.preset, *controls.all], controls.all, **at_once)
-        self.live.cut(self._cut, None, [controls["lossless"], controls["budget"]], trigger_mode="multiple", **at_once)
-        self.stop.click(self._halt, None, None, **at_once)
-        self.view.click(self._render, [self.markdown, self.chat], [self.markdown, self.chat], **at_once)
-        self.chat.clear(self._clear, None, [self.live, self.plot, self.keeper], **at_once)
-        self.keeper.restored(self._restore, self.markdown, [self.chat, *controls.all], **at_once)
+        self.preset.input(self._choose_preset, [self.preset, *controls.all], controls.all, **AT_ONCE)
+        self.live.cut(self._cut, None, [controls["lossless"], controls["budget"]], trigger_mode="multiple", **AT_ONCE)
+        self.stop.click(self._halt, None, None, **AT_ONCE)
+        self.view.click(self._render, [self.markdown, self.chat], [self.markdown, self.chat], **AT_ONCE)
+        self.chat.clear(self._clear, None, [self.live, self.plot, self.keeper], **AT_ONCE)
+        self.keeper.restored(self._restore, self.markdown, [self.chat, *controls.all], **AT_ONCE)
         page.unload(self._gone)
         sliders = [controls["budget"], controls["max_new_tokens"]]
-        page.load(self._ready, sliders, [*sliders, self.device], **at_once)
+        page.load(self._ready, sliders, [*sliders, self.device], **AT_ONCE)
         if self.service.is_to_change:
-            gr.Timer(LOOK_S).tick(self._ready, sliders, [*sliders, self.device], **at_once)
+            gr.Timer(LOOK_S).tick(self._ready, sliders, [*sliders, self.device], **AT_ONCE)
         page.load(self._advise, None, self.advice, **asked)
 
     # What a visitor does: each gives (prompt, chat, live, ticket, kept history).

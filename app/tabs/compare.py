@@ -26,7 +26,7 @@ from app.race.contest import (
 from app.recordings import Recordings
 from app.service import Service
 from app.settings import Settings
-from app.tabs import replay
+from app.tabs import AT_ONCE, replay
 from app.tabs.chat import Chat
 
 TAB = "compare"  # its id, and the name that a link's comparison goes by
@@ -43,7 +43,6 @@ OWN_PLACEHOLDER = '{"budget": 20, "policy": "truncation"}'
 CHECKING = "Looking at the settings…"
 MEASURING = "Waiting until this machine has been measured for the advice in the chat: it must be idle…"
 FROM_LINK = "From a link: press Compare to run it here."
-AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 class Compare:

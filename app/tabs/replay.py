@@ -9,6 +9,7 @@ import gradio as gr
 
 from app.live import live_panels, notice, opened
 from app.recordings import Recording, Recordings
+from app.tabs import AT_ONCE
 
 TAB = "replay"  # its id
 HINT = "A trace is what `python -m moespec generate --trace FILE` writes, or what an answer in the chat is exported as."
@@ -40,9 +41,8 @@ def build(recordings: Recordings, examples: dict[str, Recording]) -> gr.HTML:
         except (ValueError, OSError) as error:
             return notice("error", f"{error} What was open stays.")
 
-    at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    choice.input(show, choice, panels, **at_once)
-    file.upload(upload, file, panels, **at_once)
+    choice.input(show, choice, panels, **AT_ONCE)
+    file.upload(upload, file, panels, **AT_ONCE)
     return panels
 
 
