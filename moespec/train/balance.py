@@ -39,7 +39,10 @@ def balance_loss(logits_by_layer: list[Tensor], top_k: int) -> Tensor:
         probs_NE = logits_NE.float().softmax(dim=-1)
         chosen_NK = probs_NE.topk(top_k, dim=-1).indices
         num_experts = logits_NE.shape[-1]
-        share_E = torch.bincount(chosen_NK.flatten(), minlength=num_experts) / chosen_NK.numel()
+        # Not bincount, which waits for a GPU to learn the largest number.
+        counts_E = torch.zeros(num_experts, device=logits_NE.device)
+        counts_E.scatter_add_(0, chosen_NK.flatten(), torch.ones_like(probs_NE).view(-1)[: chosen_NK.numel()])
+        share_E = counts_E / chosen_NK.numel()
         losses.append(num_experts * (share_E * probs_NE.mean(dim=0)).sum())
     return torch.stack(losses).mean()
 

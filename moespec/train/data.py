@@ -55,12 +55,19 @@ class Batch(NamedTuple):
     said_BS: Tensor  # bool: what the assistant says
     of_task_BS: Tensor  # bool: part of an own task, whose operands were drawn at random
 
+    def to(self, device: str) -> Batch:
+        return Batch(*(part.to(device, non_blocking=True) for part in self))
+
+    def in_sequences(self, length: int) -> Batch:
+        """One long sequence cut into many of `length`; what does not fill one is left out."""
+        return Batch(*(part[0].unfold(0, length + 1, length) for part in self))
+
 
 class Renderer:
     """A document as token ids and a mask of what the assistant says (its end-of-turn token included)."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer = tokenizer.backend_tokenizer
         self._end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
         self._turn_end = tokenizer.convert_tokens_to_ids(TURN_END)
 
@@ -80,7 +87,7 @@ class Renderer:
         return [*ids, self._end], [*mask, False]
 
     def _ids(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 
 class MixedStream:

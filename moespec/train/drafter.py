@@ -18,13 +18,16 @@ from moespec.drafters.checkpoint import load_head, save_head
 from moespec.drafters.head import Eagle3Config, Eagle3Head
 from moespec.hf import AutoModelForCausalLM, AutoTokenizer
 from moespec.train.data import MixedStream, Renderer, file_hashes, held_out_batches, read_documents
+from moespec.train.experts import use_training_experts
+from moespec.train.feed import Feed
 from moespec.train.generations import generate
 from moespec.train.manifest import write_manifest
 from moespec.train.precision import autocast
+from moespec.train.presets import DRAFTER_RECIPES, complete
 from moespec.train.schedule import Progress, learning_rate
 from moespec.train.ttt import FrozenTarget, unrolled_loss
 
-LENGTH, BATCH = 256, 8
+LENGTH = 256
 OTHER_WEIGHT = 0.2  # of tokens that the assistant does not say
 INTERMEDIATE_FACTOR = 3
 CHECKPOINT_S = 240.0
@@ -36,12 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder written by `train prepare`")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/drafter"))
-    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--preset", choices=DRAFTER_RECIPES, default="cpu", help="tokens, batch and peak rate")
+    parser.add_argument("--minutes", type=float, help="train for a time instead of the preset's tokens")
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--generate-minutes", type=float, default=4.0, help="sampling of the target's own answers")
     parser.add_argument("--unroll", type=int, default=7, help="steps of the training-time test")
     parser.add_argument("--draft-vocab", type=int, default=2048, help="the most frequent tokens, which may be drafted")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--batch-tokens", type=int)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument(
+        "--workers", type=int, help="processes that make batches ahead, of each of two feeds; 0: none"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", type=Path, help="start from this head and from the tokens it drafts")
     parser.add_argument("--resume", action="store_true")
@@ -69,7 +77,7 @@ def frequent_tokens(stream: MixedStream, size: int) -> Tensor:
     """The ids, sorted, of the tokens that assistants say most often in the data. int64 [size]"""
     counts_V = torch.zeros(0, dtype=torch.long)
     for _ in range(COUNTED_BATCHES):
-        ids_BS, said_BS, _ = stream.batch(BATCH, LENGTH)
+        ids_BS, said_BS, _ = stream.batch(8, LENGTH)
         found_V = torch.bincount(ids_BS[said_BS], minlength=max(size, len(counts_V)))
         found_V[: len(counts_V)] += counts_V
         counts_V = found_V
@@ -85,6 +93,8 @@ class DrafterTrainer:
         args.work.mkdir(parents=True, exist_ok=True)
         tokenizer = AutoTokenizer.from_pretrained(args.target)
         model = AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32).to(args.device)
+        use_training_experts(model, args.device)
+        is_cuda = model.device.type == "cuda"
         documents = read_documents(args.data, "train")
         own_answers = args.work / "own-answers.jsonl"
         if not own_answers.exists():
@@ -93,10 +103,10 @@ class DrafterTrainer:
             print(f"the target answered {count} prompts", flush=True)
         renderer = Renderer(tokenizer)
         answered = [json.loads(line) for line in own_answers.read_text(encoding="utf-8").splitlines()]
-        # Two streams: the target's own answers and the corpus, in turns.
-        self.streams = [
-            MixedStream(answered, renderer, args.seed, {"dialogue": 1.0}),
-            MixedStream(documents, renderer, args.seed),
+        # Two feeds: the target's own answers and the corpus, in turns.
+        self.feeds = [
+            Feed(texts, renderer, args.seed, max(LENGTH, args.batch_tokens), shares, args.workers, is_cuda)
+            for texts, shares in ((answered, {"dialogue": 1.0}), (documents, None))
         ]
         held_out = read_documents(args.data, "heldout")
         self.held_out = list(held_out_batches(held_out, renderer, args.seed, LENGTH, 8))
@@ -134,7 +144,7 @@ class DrafterTrainer:
         state = {
             "head": self.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "streams": [stream.state() for stream in self.streams],
+            "feeds": [feed.state() for feed in self.feeds],
             "tokens": self.progress.tokens,
             "seconds": self.progress.seconds,
             "num_steps": self.num_steps,
@@ -150,16 +160,15 @@ class DrafterTrainer:
         state = torch.load(path, weights_only=False)  # our own file: it holds a random state too
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for stream, saved in zip(self.streams, state["streams"], strict=True):
-            stream.restore(saved)
+        for feed, saved in zip(self.feeds, state["feeds"], strict=True):
+            feed.restore(saved)
         self.progress.tokens, self.progress.seconds = state["tokens"], state["seconds"]
         self.num_steps = state["num_steps"]
 
-    def train_step(self) -> tuple[float, list[float]]:
-        """One optimizer step; (loss, agreement per unrolled step)."""
-        ids_BS, said_BS, _ = self.streams[self.num_steps % 2].batch(BATCH, LENGTH)
-        ids_BS = ids_BS.to(self.args.device)
-        weights_BS = torch.where(said_BS, 1.0, OTHER_WEIGHT).to(self.args.device)
+    def train_step(self) -> tuple[Tensor, Tensor]:
+        """One optimizer step; (loss, agreement per unrolled step), which nobody has waited for yet."""
+        batch = self.feeds[self.num_steps % 2].take().to(self.args.device).in_sequences(LENGTH)
+        ids_BS, weights_BS = batch.ids_BS, torch.where(batch.said_BS, 1.0, OTHER_WEIGHT)
         features_BSF, logits_BSV = self.target(ids_BS)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.args.lr, self.progress.fraction, self.num_steps, 50, decay_from=0.4)
@@ -171,7 +180,7 @@ class DrafterTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.num_steps += 1
         self.progress.step(ids_BS.numel())
-        return loss.item(), agreement
+        return loss.detach(), agreement
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, list[float]]:
@@ -181,7 +190,7 @@ class DrafterTrainer:
             ids_BS, said_BS = batch.ids_BS.to(self.args.device), batch.said_BS.to(self.args.device)
             features_BSF, logits_BSV = self.target(ids_BS)
             _, agreement = unrolled_loss(self.head, ids_BS, features_BSF, logits_BSV, said_BS.float(), self.args.unroll)
-            figures[group] = [round(value, 4) for value in agreement]
+            figures[group] = [round(value, 4) for value in agreement.tolist()]
         return figures
 
     def export(self, folder: Path) -> None:
@@ -212,6 +221,7 @@ def _start_head(folder: Path | None, config: Eagle3Config, num_layers: int) -> E
 
 def run(args: argparse.Namespace) -> int:
     """Train until the budget is used up, then export."""
+    complete(args, DRAFTER_RECIPES)
     trainer = DrafterTrainer(args)
     saved = time.monotonic()
     with (args.work / "log.jsonl").open("a", encoding="utf-8") as log:
@@ -220,13 +230,14 @@ def run(args: argparse.Namespace) -> int:
             progress = trainer.progress
             if trainer.num_steps % 10 == 0:
                 rate = progress.tokens / max(progress.seconds, 1e-9)
-                shown = " ".join(f"{value:.2f}" for value in agreement)
+                top1 = agreement.tolist()
+                shown = " ".join(f"{value:.2f}" for value in top1)
                 print(
                     f"step {trainer.num_steps}  {progress.tokens / 1e6:.2f} M tokens  loss {loss:.3f}  top-1 {shown}  "
                     f"{rate:.0f} tokens/s  {progress.seconds_left / 60:.0f} min left",
                     flush=True,
                 )
-                entry = {"step": trainer.num_steps, "tokens": progress.tokens, "loss": loss, "top1": agreement}
+                entry = {"step": trainer.num_steps, "tokens": progress.tokens, "loss": loss.item(), "top1": top1}
                 log.write(json.dumps(entry) + "\n")
             if time.monotonic() - saved > CHECKPOINT_S:
                 trainer.checkpoint()

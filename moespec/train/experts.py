@@ -1,6 +1,6 @@
 """The experts of a layer for training on a CPU: one expert at a time, forward and backward, in the processor's cache.
 
-Owns that one differentiable function and its registration with transformers. Knows nothing of routers or losses.
+Owns that one differentiable function, and which of the two a device trains with. Knows nothing of routers or losses.
 
 `grouped_mm` gathers every (token, slot) row at full width, multiplies it by its weight and adds it up again, and its
 gradient does all that twice: of a step of 4,096 tokens of the embedded target that was 1.3 s of 4.0 (2 cores, fp32).
@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moespec.hf import ALL_EXPERTS_FUNCTIONS
+from moespec.train.grouped_experts import grouped_experts, sum_of_slots
 from moespec.train.precision import has_fast_bf16
 
-NAME = "moespec-train-cpu"
+NAME, GROUPED_NAME = "moespec-train-cpu", "moespec-train-grouped"
 
 
 class _Experts(torch.autograd.Function):
@@ -42,7 +43,7 @@ class _Experts(torch.autograd.Function):
         places_TK = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N))).view_as(ids_TK)
         ctx.save_for_backward(x_TD, rows_N, weights_N, hidden_NX, places_TK, up_EXD, down_EDI)
         ctx.counts = counts
-        return _sum_of_slots(out_ND, places_TK)
+        return sum_of_slots(out_ND, places_TK)
 
     @staticmethod
     @once_differentiable
@@ -64,7 +65,7 @@ class _Experts(torch.autograd.Function):
             dhidden_nX = torch.cat([dgate_nI, dmiddle_nI * silu_nI], dim=-1)
             torch.mm(dhidden_nX.T, x_TD.index_select(0, rows_N[span]), out=dup_EXD[expert])
             torch.mm(dhidden_nX, up_EXD[expert], out=dx_ND[span])
-        return _sum_of_slots(dx_ND, places_TK), None, dweights_N[places_TK], dup_EXD, ddown_EDI
+        return sum_of_slots(dx_ND, places_TK), None, dweights_N[places_TK], dup_EXD, ddown_EDI
 
 
 def _spans(counts: list[int]) -> Iterator[tuple[int, slice]]:
@@ -76,17 +77,13 @@ def _spans(counts: list[int]) -> Iterator[tuple[int, slice]]:
         start += count
 
 
-def _sum_of_slots(values_ND: Tensor, places_TK: Tensor) -> Tensor:
-    """[T, D]: for each token the sum of its K rows, in one pass and without a copy of them in token order."""
-    return F.embedding_bag(places_TK, values_ND, mode="sum")
-
-
 def _train_cpu_experts(experts: Any, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
     return _Experts.apply(x_TD, ids_TK, weights_TK, experts.gate_up_proj, experts.down_proj)
 
 
 def use_training_experts(model: Any, device: str) -> None:
-    """The fastest differentiable experts: ours for fp32 on a CPU, else transformers' grouped product."""
-    is_ours = torch.device(device).type == "cpu" and not has_fast_bf16(device)
+    """The fastest differentiable experts: one by one for fp32 on a CPU, else grouped products."""
+    one_by_one = torch.device(device).type == "cpu" and not has_fast_bf16(device)
     ALL_EXPERTS_FUNCTIONS.register(NAME, _train_cpu_experts)
-    model.set_experts_implementation(NAME if is_ours else "grouped_mm")
+    ALL_EXPERTS_FUNCTIONS.register(GROUPED_NAME, grouped_experts)
+    model.set_experts_implementation(NAME if one_by_one else GROUPED_NAME)

@@ -18,8 +18,9 @@ import torch
 from moespec.config import GenerationConfig
 from moespec.engine import Engine
 from moespec.quality.tasks import generate_task
+from moespec.train.precision import autocast
 
-BATCH = 256
+BATCH = 1024
 MAX_NEW_TOKENS = 96
 MAX_PROMPT_TOKENS = 160
 
@@ -91,6 +92,7 @@ def _in_batches(
         )
         inputs = {name: tensor[:, -MAX_PROMPT_TOKENS:].to(model.device) for name, tensor in inputs.items()}
         sampling = {"do_sample": True, "temperature": 0.8, "top_k": 0} if number % 2 else {"do_sample": False}
-        output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, **sampling)
+        with autocast(model.device.type):
+            output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, **sampling)
         answers = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         yield from zip(batch, answers, strict=True)

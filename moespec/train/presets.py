@@ -1,8 +1,12 @@
-"""The embedded models' shapes and recipes. Owns the numbers alone; knows nothing of training.
+"""The embedded models' shapes and recipes. Owns the numbers and who fills them in; knows nothing of training.
 
 64 experts with top-8 is OLMoE's ratio, so that budgets of 8, 12, 16, 24, 32 and 48 all mean something.
 `norm_topk_prob` keeps the scale of a layer's output when experts are dropped.
 """
+
+from __future__ import annotations
+
+import argparse
 
 TARGET_CONFIG: dict = {
     "vocab_size": 6144,
@@ -22,6 +26,18 @@ TARGET_CONFIG: dict = {
 
 # `train target --preset cpu` takes about five hours of two cores; `gpu` is for one large card.
 TARGET_RECIPES: dict[str, dict] = {
-    "cpu": {"tokens": 26_000_000, "batch_tokens": 4_096, "lr": 3e-3},
-    "gpu": {"tokens": 260_000_000, "batch_tokens": 98_304, "lr": 2e-3},
+    "cpu": {"tokens": 26_000_000, "batch_tokens": 4_096, "lr": 3e-3, "workers": 0},
+    "gpu": {"tokens": 260_000_000, "batch_tokens": 65_536, "lr": 3e-3, "workers": 12},
 }
+
+DRAFTER_RECIPES: dict[str, dict] = {
+    "cpu": {"tokens": 5_000_000, "batch_tokens": 2_048, "lr": 1e-3, "workers": 0},
+    "gpu": {"tokens": 60_000_000, "batch_tokens": 16_384, "lr": 2e-3, "workers": 6},
+}
+
+
+def complete(args: argparse.Namespace, recipes: dict[str, dict]) -> None:
+    """Fill in what was not asked for from the recipe of `args.preset`; its tokens not where minutes were given."""
+    for name, value in recipes[args.preset].items():
+        if getattr(args, name) is None and not (name == "tokens" and args.minutes is not None):
+            setattr(args, name, value)

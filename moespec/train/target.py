@@ -9,6 +9,7 @@ import argparse
 import copy
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from torch import Tensor
 from moespec.hf import AutoModelForCausalLM, AutoTokenizer
 from moespec.integrity import tokenizer_sha256
 from moespec.train.balance import RouterTap, balance_loss, concentration
-from moespec.train.data import Batch, MixedStream, Renderer, file_hashes, held_out_batches, read_documents
+from moespec.train.data import Batch, Renderer, file_hashes, held_out_batches, read_documents
 from moespec.train.experts import use_training_experts
+from moespec.train.feed import Feed
 from moespec.train.manifest import write_manifest
 from moespec.train.precision import autocast
 from moespec.train.presets import TARGET_CONFIG
@@ -50,8 +52,9 @@ class TargetTrainer:
         self.continues = _training_record(args.init)
         tokens = self.continues.get("tokens", 0)
         # A run that goes on must not begin with the documents that the run before it began with.
-        self.stream = MixedStream(read_documents(args.data, "train"), renderer, args.seed + tokens)
-        self.stream.tokens.update(self.continues.get("tokens_by_source", {}))
+        documents, is_cuda = read_documents(args.data, "train"), torch.device(args.device).type == "cuda"
+        seed, num_tokens = args.seed + tokens, max(LENGTH, args.batch_tokens)
+        self.feed = Feed(documents, renderer, seed, num_tokens, num_workers=args.workers, pinned=is_cuda)
         held_out = read_documents(args.data, "heldout")
         self.held_out = list(held_out_batches(held_out, renderer, args.seed, LENGTH, 16))
         decayed = [p for p in self.model.parameters() if p.dim() > 1]
@@ -82,7 +85,7 @@ class TargetTrainer:
             "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "stream": self.stream.state(),
+            "feed": self.feed.state(),
             "tokens": self.progress.tokens,
             "seconds": self.progress.seconds,
             "num_steps": self.num_steps,
@@ -99,17 +102,16 @@ class TargetTrainer:
             raise ValueError(f"{self._checkpoint_path} was trained with another tokenizer than {self.args.tokenizer}.")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.stream.restore(state["stream"])
+        self.feed.restore(state["feed"])
         self.progress.tokens, self.progress.seconds = state["tokens"], state["seconds"]
         self.num_steps = state["num_steps"]
 
-    def train_step(self) -> tuple[float, float]:
-        """One optimizer step; (loss, balance loss)."""
+    def train_step(self) -> tuple[Tensor, Tensor]:
+        """One optimizer step; (loss, balance loss), which nobody has waited for yet."""
         fraction = self.progress.fraction
         length = LONG_LENGTH if fraction >= LONG_FROM else LENGTH
-        batch = self.stream.batch(max(1, self.args.batch_tokens // length), length)
-        ids_BS = batch.ids_BS.to(self.args.device)
-        weights_BS = loss_weights(batch, fraction >= ASSISTANT_ONLY_FROM).to(self.args.device)
+        batch = self.feed.take().to(self.args.device).in_sequences(length)
+        ids_BS, weights_BS = batch.ids_BS, loss_weights(batch, fraction >= ASSISTANT_ONLY_FROM)
         self.rate = learning_rate(self.args.lr, fraction, self.num_steps, warmup_steps=100)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
@@ -123,7 +125,7 @@ class TargetTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.num_steps += 1
         self.progress.step(ids_BS[:, 1:].numel())
-        return loss.item(), balance.item()
+        return loss.detach(), balance.detach()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -131,8 +133,8 @@ class TargetTrainer:
         figures: dict[str, float] = {}
         logits_by_group: list[list[Tensor]] = []
         for group, batch in self.held_out:
-            ids_BS = batch.ids_BS.to(self.args.device)
-            weights_BS = loss_weights(batch, assistant_only=False).to(self.args.device)
+            batch = batch.to(self.args.device)
+            ids_BS, weights_BS = batch.ids_BS, loss_weights(batch, assistant_only=False)
             with autocast(self.args.device):
                 logits_BSV = self.model(ids_BS[:, :-1], use_cache=False).logits
             figures[f"loss_{group}"] = round(next_token_loss(logits_BSV, ids_BS[:, 1:], weights_BS[:, 1:]).item(), 4)
@@ -158,7 +160,7 @@ class TargetTrainer:
             "tokens": self.progress.tokens,
             "trained_seconds": round(self.progress.seconds),
             "num_steps": self.num_steps,
-            "tokens_by_source": dict(self.stream.tokens),
+            "tokens_by_source": dict(self.feed.tokens + Counter(self.continues.get("tokens_by_source", {}))),
             "held_out": self.evaluate(),
         }
         if self.continues:
@@ -171,7 +173,7 @@ class TargetTrainer:
 
 def loss_weights(batch: Batch, assistant_only: bool) -> Tensor:
     """[B, S] fp32: how much each token counts in the loss as a target."""
-    others_BS = batch.said_BS.float() if assistant_only else torch.ones(batch.ids_BS.shape)
+    others_BS = batch.said_BS.float() if assistant_only else torch.ones_like(batch.said_BS, dtype=torch.float32)
     return torch.where(batch.of_task_BS, TASK_ANSWER_WEIGHT * batch.said_BS, others_BS)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from moespec.train.presets import TARGET_RECIPES
+from moespec.train.presets import TARGET_RECIPES, complete
 from moespec.train.target import LOG, TargetTrainer
 
 CHECKPOINT_S, SNAPSHOT_S, EVALUATE_S = 300.0, 720.0, 600.0
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, help="train to this many tokens in all, earlier runs included")
     parser.add_argument("--batch-tokens", type=int)
     parser.add_argument("--lr", type=float)
+    parser.add_argument("--workers", type=int, help="processes that make batches ahead; 0: none")
     parser.add_argument("--balance", type=float, default=0.001)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", type=Path, help="go on from this folder's weights and count of tokens")
@@ -34,26 +35,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train until the budget is used up, then export."""
-    for name, value in TARGET_RECIPES[args.preset].items():
-        if getattr(args, name) is None and not (name == "tokens" and args.minutes is not None):
-            setattr(args, name, value)
+    complete(args, TARGET_RECIPES)
     trainer = TargetTrainer(args)
     progress = trainer.progress
     last = {"checkpoint": time.monotonic(), "snapshot": time.monotonic() - SNAPSHOT_S / 2, "evaluate": time.monotonic()}
-    started, tokens_at_start, recent = time.monotonic(), progress.tokens, 0.0
+    started, tokens_at_start, smoothed = time.monotonic(), progress.tokens, None
     with (args.work / LOG).open("a", encoding="utf-8") as log:
         while progress.fraction < 1:
             loss, balance = trainer.train_step()
-            recent = loss if not recent else 0.95 * recent + 0.05 * loss
+            smoothed = loss if smoothed is None else 0.95 * smoothed + 0.05 * loss
             now = time.monotonic()
             if trainer.num_steps % 20 == 0:
+                recent = smoothed.item()
                 rate = (progress.tokens - tokens_at_start) / (now - started)
                 print(
                     f"step {trainer.num_steps}  {progress.tokens / 1e6:.2f} M tokens  loss {recent:.3f}  "
                     f"balance {balance:.2f}  {rate:.0f} tokens/s  {progress.seconds_left / 60:.0f} min left",
                     flush=True,
                 )
-                entry = {"step": trainer.num_steps, "tokens": progress.tokens, "loss": recent, "balance": balance}
+                entry = {
+                    "step": trainer.num_steps,
+                    "tokens": progress.tokens,
+                    "loss": recent,
+                    "balance": balance.item(),
+                }
                 entry |= {"lr": trainer.rate, "tokens_per_s": round(rate), "seconds": round(progress.seconds)}
                 log.write(json.dumps(entry) + "\n")
             if now - last["evaluate"] > EVALUATE_S:

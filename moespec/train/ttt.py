@@ -42,8 +42,8 @@ class FrozenTarget:
 
 def unrolled_loss(
     head: Eagle3Head, ids_BS: Tensor, features_BSF: Tensor, logits_BSV: Tensor, weights_BS: Tensor, num_steps: int
-) -> tuple[Tensor, list[float]]:
-    """(loss, top-1 agreement with the target per unrolled step).
+) -> tuple[Tensor, Tensor]:
+    """(loss, top-1 agreement with the target per unrolled step, fp32 [num_steps]), which nobody has waited for yet.
 
     At step i row t predicts the target's distribution after token t + 1 + i, within the draft vocabulary; `weights_BS`
     weighs the token predicted. Where the target's best token cannot be drafted there is no loss, but a miss.
@@ -53,7 +53,7 @@ def unrolled_loss(
     targets_BSV = (logits_BSV if ids_V is None else logits_BSV[..., ids_V]).softmax(dim=-1)
     can_draft_BS = torch.ones_like(best_BS, dtype=torch.bool) if head.t2d is None else head.t2d[best_BS]
     total = torch.zeros((), device=ids_BS.device)
-    agreement: list[float] = []
+    agreement: list[Tensor] = []
     # The pair of row t is (features of t, token t + 1): the last row has no next token.
     for step, draft_BSV in enumerate(head.unrolled(ids_BS[:, 1:], features_BSF[:, :-1], num_steps)):
         num_rows = ids_BS.shape[1] - 2 - step
@@ -66,5 +66,5 @@ def unrolled_loss(
         total = total + STEP_DECAY**step * loss
         drafted = log_q.argmax(dim=-1) if ids_V is None else ids_V[log_q.argmax(dim=-1)]
         hits = (drafted == best_BS[:, predicted]) & (counts == 1)
-        agreement.append(float(hits.sum() / (counts == 1).sum().clamp(min=1)))
-    return total, agreement
+        agreement.append(hits.sum() / (counts == 1).sum().clamp(min=1))
+    return total, torch.stack(agreement)

@@ -9,6 +9,7 @@ from moespec import EMBEDDED_TARGET
 from moespec.hf import AutoTokenizer
 from moespec.train.balance import balance_loss
 from moespec.train.data import MixedStream, Renderer
+from moespec.train.feed import Feed
 from moespec.train.filters import rejection_reason
 from moespec.train.identity import identity_documents
 from moespec.train.prepare import is_held_out
@@ -59,6 +60,42 @@ def test_sequences_join_without_gap_or_overlap(tokenizer):
     ids_BS = stream.batch(3, 32).ids_BS
     assert torch.equal(ids_BS[:-1, -1], ids_BS[1:, 0])
     assert stream.batch(1, 32)[0][0, 0] == ids_BS[-1, -1]
+
+
+def test_one_long_sequence_is_cut_into_many(tokenizer):
+    long, short = (MixedStream(chats(), Renderer(tokenizer), seed=3) for _ in range(2))
+    for ours, theirs in zip(long.batch(1, 96).in_sequences(32), short.batch(3, 32), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_feed_of_no_workers_is_the_stream(tokenizer):
+    feed, stream = Feed(chats(), Renderer(tokenizer), 3, 64), MixedStream(chats(), Renderer(tokenizer), 3)
+    for _ in range(3):
+        assert torch.equal(feed.take().ids_BS, stream.batch(1, 64).ids_BS)
+    assert feed.tokens == stream.tokens
+
+
+def test_workers_take_turns_with_a_share_each_and_go_on_where_they_were(tokenizer):
+    documents = [
+        {"source": "numbers", "group": "dialogue", "messages": [{"role": "user", "content": f"{n}"}]}
+        for n in range(1000, 1200)
+    ]
+
+    def feed() -> Feed:
+        return Feed(documents, Renderer(tokenizer), 3, 64, {"dialogue": 1.0}, num_workers=2)
+
+    straight, first = feed(), feed()
+    batches = [straight.take().ids_BS for _ in range(7)]
+    # One pass over the documents of each: nothing comes twice before everything came once.
+    words = [set(tokenizer.decode(torch.cat(batches[worker::2], dim=1)[0]).split("\n")) for worker in range(2)]
+    assert not {word for word in words[0] & words[1] if word[:4].isdigit() and len(word) > 4}
+    assert all(torch.equal(first.take().ids_BS, batch) for batch in batches[:3])  # what was made ahead is lost
+    second = feed()
+    second.restore(first.state())
+    assert all(torch.equal(second.take().ids_BS, batch) for batch in batches[3:])
+    assert second.tokens == straight.tokens
+    with pytest.raises(ValueError, match="as many workers"):
+        Feed(documents, Renderer(tokenizer), 3, 64).restore(first.state())
 
 
 @pytest.mark.parametrize(
