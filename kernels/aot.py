@@ -34,7 +34,6 @@ from kernels.experts import tiles_for
 from kernels.gate_up import gate_up
 from kernels.keep_rows import keep_rows
 from kernels.lists import group
-from kernels.one_row import one_row
 from kernels.select import Settings, select
 from kernels.shapes import FORMATS, LAYERS, Layer
 from kernels.tiles import ROW_BUCKETS, Card
@@ -120,9 +119,6 @@ def launch_experts(layer: Layer, number_format: str, num_rows: int, card: Card) 
     weights = layer.random_weights(number_format, torch.device("cpu"), seed=None)
     weights = replace(weights, gate_up=_on_card(weights.gate_up), down=_on_card(weights.down))
     tiles = tiles_for(x_TD, layer.top_k, weights, card)
-    if num_rows == 1:
-        one_row(x_TD, ids_TK, weights_TK, weights, tiles)
-        return
     lists = group(ids_TK, weights_TK, layer.num_experts)
     down(gate_up(x_TD, lists, weights, tiles[0]), lists, weights, tiles[1])
 

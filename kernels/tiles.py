@@ -18,7 +18,7 @@ from kernels.checks import MIN_DEPTH
 from kernels.weights import INT4_GROUP
 
 TABLE = Path(__file__).with_name("tiles.json")
-ROW_BUCKETS = (1, 16, 32, 64)
+ROW_BUCKETS = (16, 32, 64)
 NUM_WARPS = 4  # of the formula's tiles
 MAX_IDLE = 0.03  # share of the processors that a wider tile may leave idle, against the fullest
 _RESERVED_BYTES = 1024  # of shared memory, by the driver, for each block
@@ -101,7 +101,7 @@ def formula_tile(work: Work, card: Card) -> Tile:
     Depth before width: bytes in flight are what counts (a deep loop measured 1.3 times as fast as a shallow one at half
     the occupancy on another card). A wave is what all processors run at once, two programs on each.
     """
-    depth = min(256 if work.bucket == 1 else 128, max(MIN_DEPTH, _power_below(work.num_inputs)))
+    depth = min(128, max(MIN_DEPTH, _power_below(work.num_inputs)))
     depth, at_once = work.allowed_depth(depth), 2 * card.num_processors
     sizes = [size for size in (64, 32, 16) if size <= max(16, _power_below(work.num_outputs))]
     # With fewer columns than make a tile of 16 bytes for each thread, each would load less at a time.

@@ -7,7 +7,6 @@ Owns what each contestant is allowed to have ready before the clock starts. Know
 | layer                | ours, whole: router, select with the budget, experts, their sum                             |
 | experts              | ours, without router and select                                                            |
 | select               | ours, select alone, on given logits                                                        |
-| layer by lists       | one row only: `layer` through the kernels of many rows                                     |
 | load-only            | the active experts' bytes read and added up                                                 |
 | eager, grouped_mm, batched_mm | transformers' experts on the same plan; the first is the class's own forward        |
 | router + ...         | the same behind transformers' router, which chooses the same experts; where kernels run     |
@@ -136,32 +135,16 @@ class _KernelLayer:
 
         return moe_experts(self._x_TD, plan.ids_TK, plan.weights_TK, self.layer.weights, plan.lists)
 
-    def _by_lists(self, plan: Any) -> Tensor:
-        """The kernels of many rows on one, with the tiles that they have for a few."""
-        from kernels.down import down
-        from kernels.experts import tiles_for
-        from kernels.gate_up import gate_up
-        from kernels.tiles import Card
-
-        weights = self.layer.weights
-        # Two rows of half the experts each: as many lists as one row has.
-        two_rows = self._x_TD.expand(2, -1)
-        gate_tile, down_tile = tiles_for(two_rows, max(1, self._top_k // 2), weights, Card.of(two_rows.device))
-        return down(gate_up(self._x_TD, plan.lists, weights, gate_tile), plan.lists, weights, down_tile)
-
     def calls(self) -> dict[str, Call]:
         from moespec.bench.load_only import load_only
 
         logits_TE, weights = self._logits(), self.layer.weights
-        found: dict[str, Call] = {
+        return {
             "layer": lambda: self._experts(self._select(self._logits())),
             "experts": lambda: self._experts(self.plan),
             "select": lambda: self._select(logits_TE),
             "load-only": lambda: load_only(weights, self.plan.lists.experts_A),
         }
-        if len(self._x_TD) == 1:
-            found["layer by lists"] = lambda: self._by_lists(self._select(self._logits()))
-        return found
 
 
 def _transformers(layer: BenchLayer, route: RoutedLayer, x_TD: Tensor, skipped: Mapping[str, str]) -> dict[str, Call]:

@@ -125,7 +125,7 @@ def _target(
 def layer_table(shapes: Sequence[Mapping[str, Any]]) -> str:
     """Every case of every shape as Markdown; microseconds per layer, medians."""
     columns = ["shape", "dtype", "rows", "budget", "active", "MB", "layer µs (p20–p80)", "of read", "of copy"]
-    others = ["experts", "select", "load-only", "layer by lists", "grouped_mm", BASELINE, "batched_mm", "eager"]
+    others = ["experts", "select", "load-only", "grouped_mm", BASELINE, "batched_mm", "eager"]
     present = {name for shape in shapes for cell in shape["cells"] for name in cell["contestants"]}
     others = [name for name in others if name in present]
     lines = ["| " + " | ".join(columns + others) + " |", "|---" * (len(columns) + len(others)) + "|"]

@@ -1,9 +1,9 @@
 """Tries tiles of the expert kernels on this card and keeps the fastest for `kernels/tiles.json`.
 
-Owns the grid: 24 tiles for one row and 48 for each other bucket of rows, less those that a card or a shape cannot have,
-for each of two kernels: 336 at most for a shape. Never runs while text is generated. Knows nothing of how a launch
-chooses (`kernels/tiles.py`). Compiling is what takes time: the 308 tiles of Qwen3-30B-A3B in bf16 took three minutes
-for sm_90 on one core of a busy machine [measured]; all are timed side by side, in seconds.
+Owns the grid: 48 tiles for each bucket of rows, less those that a card or a shape cannot have, for each of two kernels:
+288 at most for a shape. Never runs while text is generated. Knows nothing of how a launch chooses (`kernels/tiles.py`).
+Compiling is what takes time: 308 tiles of Qwen3-30B-A3B in bf16 took three minutes for sm_90 on one core of a busy
+machine [measured]; all are timed side by side, in seconds.
 """
 
 from __future__ import annotations
@@ -23,15 +23,12 @@ from kernels.down import down
 from kernels.experts import works_for
 from kernels.gate_up import gate_up
 from kernels.lists import group
-from kernels.one_row import one_row
 from kernels.tiles import ROW_BUCKETS, TABLE, Card, Tile, Work, fitting, formula_tile, measured_tiles
 from kernels.weights import ExpertWeights
 from moespec.bench.layers import Layers
 from moespec.bench.machine import Call, time_in_rotation
 from moespec.bench.routings import Case, RoutedLayer, random_rows, route
 
-# A loop without matrix products is not pipelined: stages would change nothing for one row.
-ONE_ROW_GRID = {"columns": (8, 16, 32), "depth": (128, 256, 512, 1024), "num_warps": (2, 4), "num_stages": (1,)}
 GRID = {"columns": (16, 32, 64, 128), "depth": (128, 256), "num_warps": (4, 8), "num_stages": (2, 3, 4)}
 KERNELS = ("gate_up", "down")
 NUM_ROUNDS = 10
@@ -43,13 +40,12 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """The table's entries for this shape and number format, as far as time allows.
 
-    Rows fill their bucket; a quarter of the experts is kept, or as few as one row has: where a budget acts. With one
-    row both kernels are timed together, one of them with the formula's tile.
+    Rows fill their bucket; a quarter of the experts is kept, or as few as one row has: where a budget acts.
     """
     shape = layers.shape
     entries: list[dict[str, Any]] = []
     for bucket in ROW_BUCKETS:
-        budget = None if bucket == 1 else max(shape.top_k, shape.num_experts // 4)
+        budget = max(shape.top_k, shape.num_experts // 4)
         x_TD = random_rows(layers, bucket, device)
         trial = _Trial(layers, route(layers, Case(bucket, budget), x_TD), x_TD)
         for kernel in KERNELS:
@@ -67,8 +63,7 @@ def sweep(
 
 def tiles_to_try(work: Work, card: Card) -> list[Tile]:
     """The formula's tile, then those of the grid that this work and card can have."""
-    grid = ONE_ROW_GRID if work.bucket == 1 else GRID
-    tiles = [Tile(**dict(zip(grid, sizes, strict=True))) for sizes in itertools.product(*grid.values())]
+    tiles = [Tile(**dict(zip(GRID, sizes, strict=True))) for sizes in itertools.product(*GRID.values())]
     usable = [tile for tile in tiles if tile.depth <= work.num_inputs and tile.columns <= work.num_outputs]
     kept = [tile for tile in usable if fitting(tile, work, card) == tile]
     return list(dict.fromkeys([fitting(formula_tile(work, card), work, card), *kept]))
@@ -94,7 +89,7 @@ class _Trial:
         # The formula's, not the table's: an entry is compared with what stands there without one.
         self._tiles = {kernel: tiles_to_try(self._work(kernel), self._card)[0] for kernel in KERNELS}
         self._hidden = [
-            gate_up(x_TD, lists, weights, self._tiles["gate_up"]) if len(x_TD) > 1 else x_TD
+            gate_up(x_TD, lists, weights, self._tiles["gate_up"])
             for lists, weights in zip(self._lists, self._weights, strict=True)
         ]
 
@@ -138,13 +133,8 @@ class _Trial:
         return output.float()
 
     def _calls(self, kernel: str, tile: Tile) -> list[Call]:
-        tiles = self._tiles | {kernel: tile}
-
         def call(layer: int) -> Tensor:
-            route, weights, lists = self._routed[layer], self._weights[layer], self._lists[layer]
-            if len(self._x_TD) == 1:
-                pair = tiles["gate_up"], tiles["down"]
-                return one_row(self._x_TD, route.ids_TK, lists.weights_TK, weights, pair)
+            weights, lists = self._weights[layer], self._lists[layer]
             if kernel == "gate_up":
                 return gate_up(self._x_TD, lists, weights, tile)
             return down(self._hidden[layer], lists, weights, tile)

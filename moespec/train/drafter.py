@@ -47,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft-vocab", type=int, default=2048, help="the most frequent tokens, which may be drafted")
     parser.add_argument("--batch-tokens", type=int)
     parser.add_argument("--lr", type=float)
-    parser.add_argument(
-        "--workers", type=int, help="processes that make batches ahead, of each of two feeds; 0: none"
-    )
+    parser.add_argument("--workers", type=int, help="processes that make batches ahead, of each of two feeds; 0: none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", type=Path, help="start from this head and from the tokens it drafts")
     parser.add_argument("--resume", action="store_true")

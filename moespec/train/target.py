@@ -147,7 +147,8 @@ class TargetTrainer:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob("model*.safetensors*"):
             stale.unlink()
-        weights = {name: tensor.to(torch.bfloat16) for name, tensor in self.model.state_dict().items()}
+        tied = self.model.all_tied_weights_keys  # the output layer, which is the embeddings'
+        weights = {n: tensor.to(torch.bfloat16) for n, tensor in self.model.state_dict().items() if n not in tied}
         self.model.save_pretrained(folder, state_dict=weights, max_shard_size="10MB")
         config = copy.deepcopy(self.model.config)
         config.dtype = torch.bfloat16  # save_pretrained names the dtype trained in, and loading follows it

@@ -31,7 +31,7 @@ class Case:
 # D = 48 and F = 40 fill no turn of a loop (32) and no tile of columns (64): both are masked.
 RAGGED = Layer(48, 40, 6, 2)
 CASES = [
-    Case("one row: matrix times vector", 1, RAGGED, num_draws=4),
+    Case("one row", 1, RAGGED, num_draws=4),
     Case("one row, an expert dropped", 1, Layer(48, 40, 6, 3), "first dropped", num_draws=4),
     Case("one row, one expert", 1, Layer(48, 40, 6, 1), num_draws=4),
     Case("two rows: the fewest with lists, more experts than pairs", 2, Layer(32, 16, 9, 2), num_draws=4),
@@ -113,7 +113,8 @@ def assert_as_good_as_torch(outputs: list[Tensor], arguments: list[tuple]) -> No
 
     Where torch is off by less than one rounding of its result, twice a rounding. The interpreter's stores cut bf16 off
     instead of rounding it, which doubles that part of the error: measured, 0.9 to 2.1 times torch's in all, by case and
-    seed, where fp16's is 0.5. There, three times is allowed.
+    seed, where fp16's is 0.5. There, three times is allowed. Compiled products of fp32 add up one by one, torch's in
+    parts: four times.
     """
     kernels_off, torchs_off, size = 0.0, 0.0, 0.0
     for out_TD, (x_TD, ids_TK, weights_TK, weights) in zip(outputs, arguments, strict=True):
@@ -124,8 +125,9 @@ def assert_as_good_as_torch(outputs: list[Tensor], arguments: list[tuple]) -> No
         torchs_off += float((plain_TD.double() - golden_TD).square().sum())
         size += float(golden_TD.square().sum())
     dtype = arguments[0][0].dtype
-    factor = 3 if IS_INTERPRETED and dtype == torch.bfloat16 else 2
-    assert (kernels_off / size) ** 0.5 <= factor * max((torchs_off / size) ** 0.5, rounding(dtype))
+    factor = {torch.bfloat16: 3 if IS_INTERPRETED else 2, torch.float32: 2 if IS_INTERPRETED else 4}.get(dtype, 2)
+    kernels_share, torchs_share = (kernels_off / size) ** 0.5, (torchs_off / size) ** 0.5
+    assert kernels_share <= factor * max(torchs_share, rounding(dtype)), (kernels_share, torchs_share)
 
 
 def rounding(dtype: torch.dtype) -> float:

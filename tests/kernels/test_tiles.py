@@ -118,8 +118,8 @@ def test_every_thread_has_16_bytes_to_load():
 
 
 def test_buckets_are_the_blocks_of_rows():
-    assert [replace(BF16, rows=rows).bucket for rows in (1, 2, 16, 17, 32, 33, 64)] == [1, 16, 16, 32, 32, 64, 64]
-    assert ROW_BUCKETS == (1, 16, 32, 64)
+    assert [replace(BF16, rows=rows).bucket for rows in (1, 2, 16, 17, 32, 33, 64)] == [16, 16, 16, 32, 32, 64, 64]
+    assert ROW_BUCKETS == (16, 32, 64)
 
 
 def test_the_table_overrides_the_formula(tmp_path, monkeypatch):
