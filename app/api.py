@@ -15,8 +15,9 @@ from uuid import uuid4
 import gradio as gr
 
 from app.programs import Counters, allowed, defaults, messages_of, step_json, stop_texts
-from app.service import MAX_TOGETHER, Service
+from app.service import Service
 from app.settings import Settings, presets
+from app.stepping import MAX_TOGETHER
 
 
 def add_endpoints(service: Service) -> None:
@@ -38,13 +39,13 @@ def add_endpoints(service: Service) -> None:
             with _refusals():
                 messages, stops = messages_of(prompt), stop_texts(stop)
                 asked = Settings.from_json(settings or {}, defaults(service.info, service.limits))
-                place = service.enter(session, service.limits.visitor(request))
+                place = service.queue.enter(session, service.limits.visitor(request))
                 for steps in service.stream(session, place.ticket, messages, asked, stops):
                     for step in steps:
                         counters.add(step)
                         yield step_json(step, counters)
         finally:
-            service.leave(session)
+            service.queue.leave(session)
 
     def describe() -> dict[str, Any]:
         """The loaded model, every setting's default and allowed values, the presets, and the limits."""

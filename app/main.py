@@ -14,7 +14,8 @@ from app.live import opened
 from app.openai_api import openai_router
 from app.recordings import Recordings
 from app.routes import page_router
-from app.service import MAX_TOGETHER, Service
+from app.service import Service
+from app.stepping import MAX_TOGETHER
 from app.tabs import about, frontier, replay
 from app.tabs.chat import Chat
 from app.tabs.compare import TAB, Compare
@@ -87,8 +88,8 @@ def launch() -> None:
     # Gradio's own folder for uploads is one for all users of a machine: the second of them could open no trace.
     os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / f"moe-spec-studio-{getpass.getuser()}"))
     service = Service.of(os.environ)
-    service.prepare()
+    service.stepper.prepare()
     host = os.environ.get("HOST", "0.0.0.0" if service.hosting.is_space else "127.0.0.1")
     page = serve(service, host, int(os.environ.get("PORT", "7860")))
-    service.start()
+    service.stepper.start()
     page.block_thread()

@@ -122,7 +122,7 @@ def _card(service: Service) -> dict[str, Any]:
 async def _frames(request: Request, service: Service, asked: Asked) -> AsyncIterator[Step]:
     """The service's frames. Whoever goes away leaves the queue, or ends the answer with its next step."""
     session = f"program {uuid4().hex}"
-    place = service.enter(session, service.limits.visitor(request))
+    place = service.queue.enter(session, service.limits.visitor(request))
     watch = asyncio.create_task(_leave_with(request, service, session))
     frames = service.stream(session, place.ticket, asked.messages, asked.settings, asked.stop)
     try:
@@ -130,13 +130,13 @@ async def _frames(request: Request, service: Service, asked: Asked) -> AsyncIter
             yield steps
     finally:
         watch.cancel()
-        service.leave(session)
+        service.queue.leave(session)
 
 
 async def _leave_with(request: Request, service: Service, session: str) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    service.leave(session)
+    service.queue.leave(session)
 
 
 async def _events(first: Step, frames: AsyncIterator[Step], reply: Reply) -> AsyncIterator[str]:

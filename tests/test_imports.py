@@ -33,7 +33,7 @@ def test_the_engine_knows_no_page(unknown):
 
 def test_only_the_service_runs_the_engine():
     run = [path.name for path, name in imports("app") if name in ("moespec.Engine", "moespec.engine.Engine")]
-    assert set(run) == {"service.py", "loading.py"}
+    assert set(run) == {"service.py", "stepping.py", "loading.py"}
 
 
 def test_training_is_not_part_of_the_engine():

@@ -53,7 +53,7 @@ class Running:
     def stop(self) -> None:
         """End with what is finished."""
         self._stopped.set()
-        self._service.stop(self._session, self._series)
+        self._service.queue.stop(self._session, self._series)
 
     def check(self) -> None:
         """ValueError names the contestant that cannot run, before any does."""
@@ -98,13 +98,13 @@ class Running:
             time.sleep(SETTLE_S)
         if self.is_stopped:
             return measured
-        ticket = self._service.enter(self._session, self._visitor, self._series).ticket
+        ticket = self._service.queue.enter(self._session, self._visitor, self._series).ticket
         said = time.monotonic()
         for steps in self._service.stream(self._session, ticket, self._messages, settings):
             measured.steps += steps
             if self.is_stopped:  # pressed before there was a place to stop
-                self._service.stop(self._session, self._series)
-            measured.is_shared |= self._service.num_beside(self._session) > 0
+                self._service.queue.stop(self._session, self._series)
+            measured.is_shared |= self._service.queue.num_beside(self._session) > 0
             if time.monotonic() - said > SAY_S:
                 said = time.monotonic()
                 yield f"{saying} {measured.num_tokens} token{'s' * (measured.num_tokens > 1)}"
@@ -114,7 +114,7 @@ class Running:
 
     def _until_idle(self, saying: str) -> Sayings:
         began = time.monotonic()
-        while (num_beside := self._service.num_beside(self._session)) and time.monotonic() - began < PATIENCE_S:
+        while (num_beside := self._service.queue.num_beside(self._session)) and time.monotonic() - began < PATIENCE_S:
             if self.is_stopped:
                 return
             yield f"{saying} waiting for {num_beside} other visitor{'s' * (num_beside > 1)}: the machine must be idle"

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import html
-import logging
-import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
 from app import controls as controls_module
 from app.controls import Controls, preset_of, read, values_of
-from app.live import Growing, keeper, live_frame, live_panels, notice
+from app.live import keeper, live_panels, notice
 from app.messages import History, plain, shown
-from app.recordings import Recording, Recordings
-from app.service import MAX_TOGETHER, UNMEASURED, Service
+from app.recordings import Recordings
+from app.service import UNMEASURED, Service
 from app.settings import PRESETS, Settings, presets
+from app.stepping import MAX_TOGETHER
 from app.tabs import AT_ONCE
-from app.zero import CutOffError
-from moespec import RunSummary, StepTrace
+from app.tabs.answering import Answering, kept_history, refusal
 
 EXAMPLES = [
     "What is 12 + 30?",
@@ -31,26 +28,8 @@ EXAMPLES = [
 ]
 PLACEHOLDER = "**Ask the small model something.**\nIts answer streams here; how it is made, beside it."
 FORGOTTEN: dict[str, Any] = {"messages": [], "settings": {}}  # what the browser is to keep
-ENDINGS = {
-    "eos": "The answer ended by itself.",
-    "length": "Ended at the maximum number of new tokens.",
-    "context": "Ended because the context is full.",
-    "stopped": "Stopped.",
-    "stop": "Ended at a stop text.",
-}
-SHOWN_S_PER_CHARACTER = 0.5 / 10_000  # between two states of the text in the chat
 LOOK_S = 5.0  # how often a page looks whether another model has taken over
-KEEP_S = 1.0  # how often an answer that is being written is kept in the browser
-MAX_WORDS = 400  # characters of a refusal, which may quote what was typed
-BESIDE = " Written beside other visitors' answers: the times are those of steps that are shared."
 MEASURING = "Measuring what steps cost on this machine, once: the governor needs it. About ten seconds."
-
-
-class Visit(NamedTuple):
-    """Whose answer it is, and which of theirs."""
-
-    session: str
-    ticket: int
 
 
 class Chat:
@@ -58,6 +37,7 @@ class Chat:
 
     def __init__(self, service: Service, recordings: Recordings, recorded: dict[str, Any]) -> None:
         self.service, self.recordings, self.recorded = service, recordings, recorded
+        self.answering = Answering(service, recordings, recorded)
         with gr.Row():
             with gr.Column(scale=5, min_width=320):
                 self._build_conversation()
@@ -111,7 +91,7 @@ class Chat:
         # Only who was given a ticket waits for the engine.
         answer_outputs = [self.chat, self.live, self.plot, self.prompt, self.keeper]
         self.ticket.change(
-            self._answer, [self.ticket, self.markdown, self.chat, *controls.all], answer_outputs, **engine_turn
+            self.answering.answer, [self.ticket, self.markdown, self.chat, *controls.all], answer_outputs, **engine_turn
         )
         changes = [widget.change for widget in controls.live]
         # Of moves that come while one is on its way, the last one counts.
@@ -164,10 +144,10 @@ class Chat:
         while messages and messages[-1]["role"] == "assistant":
             messages.pop()
         text = messages.pop()["content"] if messages else ""
-        self.service.leave(request.session_hash or "")
+        self.service.queue.leave(request.session_hash or "")
         if not messages:
             return text, [], self.recorded, gr.skip(), FORGOTTEN
-        return text, shown(messages, markdown), gr.skip(), gr.skip(), self._kept(messages, values)
+        return text, shown(messages, markdown), gr.skip(), gr.skip(), kept_history(messages, values)
 
     def _enter(self, request: gr.Request, messages: History, markdown: bool, values: tuple) -> tuple:
         try:
@@ -175,76 +155,12 @@ class Chat:
             ticket, frame = join_queue(self.service, request.session_hash or "", self.service.limits.visitor(request))
             if settings.governor not in UNMEASURED and not self.service.knows_costs:
                 frame = notice("waiting", MEASURING)
-            return "", shown(messages, markdown), frame, ticket, self._kept(messages, values)
+            return "", shown(messages, markdown), frame, ticket, kept_history(messages, values)
         except ValueError as error:
             return self._refused(error)
 
     def _refused(self, error: ValueError) -> tuple:
         return gr.skip(), gr.skip(), refusal(error), gr.skip(), gr.skip()
-
-    def _kept(self, messages: History, values: tuple) -> Any:
-        with contextlib.suppress(ValueError):
-            return {"messages": messages, "settings": read(values).to_json()}
-        return gr.skip()
-
-    def _answer(
-        self, request: gr.Request, ticket: int, markdown: bool, history: History, *values: Any
-    ) -> Iterator[tuple]:
-        visit, messages = Visit(request.session_hash or "", ticket), plain(history)
-        try:
-            yield from self._stream(visit, messages, markdown, values)
-        except CutOffError as error:
-            yield gr.skip(), notice("error", str(error)), gr.skip(), gr.skip(), gr.skip()
-        except ValueError as error:
-            # Nothing is lost: the message goes back to where it can be changed.
-            back = messages[-1]["content"] if messages else gr.skip()
-            yield shown(messages[:-1], markdown), refusal(error), gr.skip(), back, gr.skip()
-        except Exception as error:
-            logging.exception("an answer failed")
-            failed = f"The answer failed ({type(error).__name__}). What was written stays; retry, or ask again."
-            yield gr.skip(), notice("error", failed), gr.skip(), gr.skip(), gr.skip()
-        finally:
-            self.service.leave(*visit)
-
-    def _stream(self, visit: Visit, messages: History, markdown: bool, values: tuple) -> Iterator[tuple]:
-        """(chat, live frame, plot, prompt, kept) at most 20 times a second; the plot once, at the end."""
-        service, settings = self.service, read(values)
-        kept = service.fit(messages, settings)
-        num_dropped = len(messages) - len(kept)
-        remark = f"The oldest {num_dropped} messages no longer fit the context and are not read." if num_dropped else ""
-        recording = self.recordings.begin(service.header(kept, settings))
-        answered = {"role": "assistant", "content": ""}
-        grown, drawn, kept_at, shown_at = Growing(), None, time.monotonic(), 0.0
-        for steps in service.stream(*visit, kept, settings):
-            if not service.expects(*visit):  # cleared: frames that were on their way have filled the chat again
-                yield [], self.recorded, None, gr.skip(), gr.skip()
-                return
-            recording.add(steps)
-            for step in steps:
-                answered["content"] += step.text
-                grown.add(step)
-            if steps[0].kind == "prefill" and settings.is_lossless and not steps[0].lossless:
-                remark += " Lossy already: what stands before was written under a budget. Clear begins anew."
-            if service.num_beside(visit.session) and BESIDE not in remark:
-                remark += BESIDE
-            if (told := service.remark(visit.session)) not in remark:
-                remark += told
-            drawn = worth_drawing(steps, drawn)
-            message, is_done = f"{remark} {_ending(steps[-1].summary)}".strip(), steps[-1].summary is not None
-            frame = live_frame(recording.id, grown, drawn, is_done=is_done, message=message)
-            # A page that loses its connection begins anew with what its browser has kept.
-            is_due = is_done or time.monotonic() - kept_at > KEEP_S
-            kept_at = time.monotonic() if is_due else kept_at
-            kept_now = self._kept([*messages, answered], values) if is_due else gr.skip()
-            # A browser lays a long text out anew with every word: what is long is sent less often.
-            is_shown = is_done or time.monotonic() - shown_at > len(answered["content"]) * SHOWN_S_PER_CHARACTER
-            shown_at = time.monotonic() if is_shown else shown_at
-            chat = shown([*messages, answered], markdown) if is_shown else gr.skip()
-            yield chat, frame, gr.skip(), gr.skip(), kept_now
-        if drawn is None:
-            yield gr.skip(), notice("done", "Stopped before it began."), gr.skip(), gr.skip(), gr.skip()
-            return
-        yield gr.skip(), gr.skip(), _figure(recording), gr.skip(), gr.skip()
 
     # What acts at once.
 
@@ -269,13 +185,13 @@ class Chat:
         return False, min(max(int(moved.budget), info.top_k), info.num_experts)
 
     def _halt(self, request: gr.Request) -> None:
-        self.service.stop(request.session_hash or "")
+        self.service.queue.stop(request.session_hash or "")
 
     def _gone(self, request: gr.Request) -> None:
-        self.service.leave(request.session_hash or "")
+        self.service.queue.leave(request.session_hash or "")
 
     def _clear(self, request: gr.Request) -> tuple:
-        self.service.leave(request.session_hash or "")
+        self.service.queue.leave(request.session_hash or "")
         return self.recorded, None, FORGOTTEN
 
     def _render(self, markdown: bool, history: History) -> tuple:
@@ -315,37 +231,11 @@ class Chat:
 
 def join_queue(service: Service, session: str, visitor: str = "") -> tuple[int, dict]:
     """(the ticket, what the live panels say)"""
-    place = service.enter(session, visitor)
+    place = service.queue.enter(session, visitor)
     if place.num_before < MAX_TOGETHER:
         return place.ticket, notice("waiting", "Reading the prompt…")
     message = f"{MAX_TOGETHER} answers are written at a time, and {place.num_before} came first. Yours comes after."
     return place.ticket, notice("waiting", message)
-
-
-def refusal(error: ValueError) -> dict:
-    """Says why where the visitor looks; no gr.Error, which would cover the panels."""
-    text = str(error) if len(str(error)) <= MAX_WORDS else f"{str(error)[:MAX_WORDS]}…"
-    gr.Warning(html.escape(text))  # Gradio takes it for HTML
-    return notice("error", text)
-
-
-def worth_drawing(steps: list[StepTrace], before: StepTrace | None) -> StepTrace:
-    """The newest step with a tree: the last token of an answer often needs none."""
-    trees = [step for step in steps if step.kind == "tree"]
-    return trees[-1] if trees else before if before is not None and steps[-1].summary is not None else steps[-1]
-
-
-def _figure(recording: Recording) -> Any:
-    layers = [step.layers for step in recording.steps if step.kind == "tree"]
-    if not layers:
-        return gr.skip()
-    from app.plots import expert_figure  # plotly takes a second, and only this needs it
-
-    return expert_figure(layers, len(layers[0][0].score))
-
-
-def _ending(summary: RunSummary | None) -> str:
-    return "" if summary is None else ENDINGS[summary.finish_reason]
 
 
 def device_line(service: Service) -> str:

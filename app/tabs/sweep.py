@@ -94,7 +94,7 @@ class Sweep:
         stopped = self.stops.get(session)
         if stopped is not None:  # else the answer that is being written is the chat's
             stopped.set()
-            self.service.stop(session, self.series.get(session))
+            self.service.queue.stop(session, self.series.get(session))
 
     def _gone(self, request: gr.Request) -> None:
         stopped = self.stops.pop(request.session_hash or "", None)
@@ -146,7 +146,7 @@ class Sweep:
             for name, one in settings.items():
                 if stopped is None or stopped.is_set():
                     return
-                place = self.service.enter(session, visitor, series)
+                place = self.service.queue.enter(session, visitor, series)
                 trial = self._trial(session, place.ticket, number, messages, name, one)
                 if trial is None:
                     return
@@ -166,10 +166,10 @@ class Sweep:
         is_beside, summary = False, None
         try:
             for steps in service.stream(session, ticket, messages, settings):
-                is_beside = is_beside or service.num_beside(session) > 0
+                is_beside = is_beside or service.queue.num_beside(session) > 0
                 summary = steps[-1].summary
         finally:
-            service.leave(session, ticket)
+            service.queue.leave(session, ticket)
         if summary is None or summary.finish_reason == "stopped":
             return None
         return Trial.of(name, prompt, summary, is_beside)

@@ -6,10 +6,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
+from app.limits import Limits
 from app.main import serve
+from app.queue import Queue
 from app.service import Service
 from moespec import Batch
 from tests.browser.browser import free_port
@@ -23,7 +26,7 @@ class Studio:
     service: Service
 
     def is_idle(self) -> bool:
-        return not self.service._places and not self.service._batches[0]._members
+        return not self.service.queue.places and not self.service.stepper.batches[0]._members
 
 
 @contextlib.contextmanager
@@ -51,6 +54,17 @@ def unhurried(monkeypatch):
         return own_step(batch)
 
     monkeypatch.setattr(Batch, "step", step)
+
+
+@pytest.fixture
+def limit(studio, monkeypatch):
+    """Give the page these limits, and nobody has asked anything yet."""
+
+    def limit(**limits: Any) -> None:
+        monkeypatch.setattr(studio.service, "limits", Limits(**limits))
+        monkeypatch.setattr(studio.service, "queue", Queue(studio.service.limits, studio.service._models))
+
+    return limit
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:

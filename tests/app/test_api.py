@@ -10,7 +10,6 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from app.limits import Limits
 from app.settings import Settings
 from moespec import StepTrace
 from tests.app.conftest import Studio, wait_until
@@ -149,9 +148,8 @@ def test_a_failure_is_told_without_its_particulars(studio, client, monkeypatch):
         client.predict(PROMPT, api_name="/generate")
 
 
-def test_who_asks_too_often_is_told_so(studio, client, monkeypatch):
-    monkeypatch.setattr(studio.service, "limits", Limits(requests_per_minute=1))
-    monkeypatch.setattr(studio.service, "_visits", type(studio.service._visits)())
+def test_who_asks_too_often_is_told_so(studio, client, limit):
+    limit(requests_per_minute=1)
     client.predict(PROMPT, {"max_new_tokens": 4}, api_name="/generate")
     with pytest.raises(AppError, match=r"1 answers a minute are one visitor's share: ask again in \d+ s"):
         Client(studio.address, verbose=False).predict(PROMPT, api_name="/generate")  # another session, the same address

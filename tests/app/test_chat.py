@@ -9,7 +9,8 @@ import pytest
 
 from app.hosting import Hosting
 from app.messages import plain, shown
-from app.tabs.chat import device_line, worth_drawing
+from app.tabs.answering import worth_drawing
+from app.tabs.chat import device_line
 from moespec import Engine
 from tests.conftest import tiny_model
 

@@ -62,19 +62,19 @@ def test_a_model_is_lent_before_the_launch_and_routes_are_added_after_it(monkeyp
     done: list[str] = []
     served = FastAPI()
 
-    class Watched(Service):
-        def prepare(self) -> None:
-            done.append("prepare")
+    service = Service(hosting=Hosting.ZERO_GPU)
 
-        def start(self) -> None:
-            added = {getattr(route, "path", "") for route in served.router.routes}
-            done.append(f"start with {sorted(ADDED & added)}")
+    def start() -> None:
+        added = {getattr(route, "path", "") for route in served.router.routes}
+        done.append(f"start with {sorted(ADDED & added)}")
 
     def launch(page: gr.Blocks, **options) -> tuple:
         done.append(f"launch on {options['server_name']}")
         return served, None, None
 
-    monkeypatch.setattr(Service, "of", staticmethod(lambda environment: Watched(hosting=Hosting.ZERO_GPU)))
+    monkeypatch.setattr(Service, "of", staticmethod(lambda environment: service))
+    monkeypatch.setattr(service.stepper, "prepare", lambda: done.append("prepare"))
+    monkeypatch.setattr(service.stepper, "start", start)
     monkeypatch.setattr(gr.Blocks, "launch", launch)
     monkeypatch.setattr(gr.Blocks, "block_thread", lambda page: done.append("serve"))
     monkeypatch.delenv("HOST", raising=False)

@@ -8,7 +8,8 @@ import pytest
 
 from app.limits import Limits, TooManyError, Visits
 from app.places import Series
-from app.service import UNUSED_S, Service
+from app.queue import UNUSED_S
+from app.service import Service
 from app.settings import Settings
 
 SPACE = {"SPACE_ID": "someone/studio"}
@@ -65,28 +66,28 @@ def test_behind_a_proxy_a_visitor_is_who_it_names(forwarded, visitor):
 
 def test_the_service_counts_visitors_not_sessions_and_the_refused_wait_for_nothing():
     service = Service(limits=Limits(requests_per_minute=2, num_places=3))
-    service.enter("tab 1", "visitor")
-    service.enter("tab 2", "visitor")
+    service.queue.enter("tab 1", "visitor")
+    service.queue.enter("tab 2", "visitor")
     with pytest.raises(TooManyError, match="one visitor's share"):
-        service.enter("tab 3", "visitor")
-    service.enter("a session of the page")
+        service.queue.enter("tab 3", "visitor")
+    service.queue.enter("a session of the page")
     with pytest.raises(TooManyError, match="3 visitors are waiting already: try again in a minute") as full:
-        service.enter("another")
+        service.queue.enter("another")
     assert full.value.retry_after_s == 60
-    service.leave("tab 1")
+    service.queue.leave("tab 1")
     for _ in range(2):
-        service.enter("another")  # being refused has cost nothing
-        service.leave("another")
+        service.queue.enter("another")  # being refused has cost nothing
+        service.queue.leave("another")
     with pytest.raises(TooManyError):
-        service.enter("another")
-    assert len(service._places) == 2
+        service.queue.enter("another")
+    assert len(service.queue.places) == 2
 
 
 def test_an_answer_longer_than_allowed_is_refused_before_anything_is_computed(studio, monkeypatch):
     service = studio.service
     monkeypatch.setattr(service, "limits", Limits(max_new_tokens=100))
     settings = Settings(max_new_tokens=101)
-    place = service.enter("long")
+    place = service.queue.enter("long")
     with pytest.raises(ValueError, match="max_new_tokens=101 is more than an answer may have here: use 100 or less"):
         next(service.stream("long", place.ticket, [{"role": "user", "content": "Hi"}], settings))
     assert studio.is_idle()
@@ -95,25 +96,25 @@ def test_an_answer_longer_than_allowed_is_refused_before_anything_is_computed(st
 def test_a_series_is_counted_once():
     service, series = Service(limits=Limits(requests_per_minute=2)), Series()
     series.engine = service.engine
-    service.enter("visitor")
-    service.leave("visitor")
+    service.queue.enter("visitor")
+    service.queue.leave("visitor")
     for _ in range(3):
-        service.enter("visitor", series=series)
-        service.leave("visitor")
-    service.enter("visitor")
-    service.leave("visitor")
+        service.queue.enter("visitor", series=series)
+        service.queue.leave("visitor")
+    service.queue.enter("visitor")
+    service.queue.leave("visitor")
     with pytest.raises(TooManyError, match="2 answers a minute"):
-        service.enter("visitor")
+        service.queue.enter("visitor")
     series.engine = object()
     with pytest.raises(ValueError, match="Another model has taken over"):
-        service.enter("visitor", series=series)
+        service.queue.enter("visitor", series=series)
 
 
 def test_a_place_that_nobody_came_for_is_given_up(monkeypatch):
     service = Service(limits=Limits(num_places=1))
-    place = service.enter("gone")
+    place = service.queue.enter("gone")
     with pytest.raises(TooManyError, match="are waiting already"):
-        service.enter("visitor")
+        service.queue.enter("visitor")
     place.taken_s -= UNUSED_S + 1
-    service.enter("visitor")
-    assert not service.expects("gone", place.ticket)
+    service.queue.enter("visitor")
+    assert not service.queue.expects("gone", place.ticket)

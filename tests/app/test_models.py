@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import app.loading
-import app.service
+import app.stepping
 from app.hosting import HostedModel, Hosting
 from app.service import Service
 from app.settings import Settings
@@ -28,7 +28,7 @@ SAID = [{"role": "user", "content": "Who are you?"}]
 
 
 def visit(service: Service, name: str, settings: Settings = SETTINGS) -> str:
-    place = service.enter(name)
+    place = service.queue.enter(name)
     return "".join(step.text for frame in service.stream(name, place.ticket, SAID, settings) for step in frame)
 
 
@@ -52,7 +52,7 @@ def held(monkeypatch):
         return load_hosted(hosted)
 
     load_hosted = app.loading.load_hosted
-    monkeypatch.setattr(app.service, "load_hosted", load)
+    monkeypatch.setattr(app.stepping, "load_hosted", load)
     yield event, problem
     event.set()
 
@@ -64,19 +64,19 @@ def test_the_embedded_model_answers_while_the_named_one_loads_and_then_that_one(
     assert service.info.model_name == "embedded model" and expected
     assert service.notice == "Larger-Model is being loaded. Until it is there, the embedded model answers."
     assert device_line(service).endswith(f"**{service.notice}**")
-    writing = service.enter("writing")
+    writing = service.queue.enter("writing")
     frames = service.stream("writing", writing.ticket, SAID, LONG)
     next(frames)
-    read = service.enter("read")  # between its prompt and its answer
+    read = service.queue.enter("read")  # between its prompt and its answer
     event.set()
     wait_until(lambda: service._models.is_one_waiting)
     assert service.info.model_name == "embedded model", "what was said to one reader stays true"
     with pytest.raises(ValueError, match="takes over when the answers before yours are written"):
-        service.enter("late")
-    service.leave("read", read.ticket)
+        service.queue.enter("late")
+    service.queue.leave("read", read.ticket)
     assert service.info.model_name == str(EMBEDDED_TARGET) and service.notice == ""
     service.update("writing", replace(LONG, budget=20))
-    service.stop("writing")
+    service.queue.stop("writing")
     rest = [step for frame in frames for step in frame]
     assert rest[-1].summary.finish_reason == "stopped", "the one before ends where it began"
     assert service.header(SAID, SETTINGS).model["name"] == str(EMBEDDED_TARGET)
@@ -88,14 +88,14 @@ def test_a_busy_page_hands_over_without_anyone_waiting(held):
     event, _ = held
     service = Service(wanted=NAMED)
     visit(service, "early")
-    writing = service.enter("writing")
+    writing = service.queue.enter("writing")
     frames = service.stream("writing", writing.ticket, SAID, LONG)
     next(frames)
     event.set()
     wait_until(lambda: service.info.model_name == str(EMBEDDED_TARGET))
     assert visit(service, "beside"), "answers of both models are written in turn"
     frames.close()
-    assert service._places == {}
+    assert service.queue.places == {}
 
 
 @pytest.mark.parametrize(
@@ -148,6 +148,6 @@ def test_on_zero_gpu_a_model_that_cannot_be_lent_leaves_the_embedded_one(monkeyp
     monkeypatch.setitem(sys.modules, "spaces", fake_spaces)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     service = Service(hosting=Hosting.ZERO_GPU, wanted=replace(NAMED, hub_id="nobody/nothing"))
-    service.prepare()
+    service.stepper.prepare()
     assert service.notice.startswith("nobody/nothing could not be loaded: ")
     assert visit(service, "visitor") and service.info.model_name == "embedded model"

@@ -13,9 +13,9 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from openai import OpenAI
 
-from app.limits import Limits, Visits
 from app.service import Service
 from app.settings import Settings
+from app.stepping import Stepper
 from moespec import Batch, GenerationConfig, RunSummary
 from tests.app.conftest import Studio, serving, wait_until
 
@@ -182,9 +182,8 @@ def test_a_body_of_another_form_is_refused(studio, body):
     assert answer.status_code == 400 and "The body is no JSON" in answer.json()["error"]["message"]
 
 
-def test_who_asks_too_often_is_told_when_to_come_back(studio, client, monkeypatch):
-    monkeypatch.setattr(studio.service, "limits", Limits(requests_per_minute=1))
-    monkeypatch.setattr(studio.service, "_visits", Visits())
+def test_who_asks_too_often_is_told_when_to_come_back(studio, client, limit):
+    limit(requests_per_minute=1)
     ask(client, max_tokens=4)
     with pytest.raises(openai.RateLimitError, match=r"ask again in \d+ s") as refused:
         ask(client)
@@ -192,9 +191,8 @@ def test_who_asks_too_often_is_told_when_to_come_back(studio, client, monkeypatc
     assert refused.value.code == "rate_limit_exceeded"
 
 
-def test_behind_a_proxy_each_address_has_one_share_of_all_ways_in(studio, client, monkeypatch):
-    monkeypatch.setattr(studio.service, "limits", Limits(requests_per_minute=1, is_behind_proxy=True))
-    monkeypatch.setattr(studio.service, "_visits", Visits())
+def test_behind_a_proxy_each_address_has_one_share_of_all_ways_in(studio, client, limit):
+    limit(requests_per_minute=1, is_behind_proxy=True)
     for address in ("8.8.8.8", "1.1.1.1"):
         ask(client, max_tokens=4, extra_headers={"X-Forwarded-For": address})
     again = Client(studio.address, verbose=False, headers={"X-Forwarded-For": "9.9.9.9, 8.8.8.8"})
@@ -202,20 +200,20 @@ def test_behind_a_proxy_each_address_has_one_share_of_all_ways_in(studio, client
         again.predict(PROMPT, api_name="/generate")
 
 
-def test_who_finds_every_place_taken_is_told_so(studio, client, monkeypatch):
-    monkeypatch.setattr(studio.service, "limits", Limits(num_places=1))
-    place = studio.service.enter("another")
+def test_who_finds_every_place_taken_is_told_so(studio, client, limit):
+    limit(num_places=1)
+    place = studio.service.queue.enter("another")
     with pytest.raises(openai.RateLimitError, match="are waiting already: try again in a minute"):
         ask(client)
-    studio.service.leave("another", place.ticket)
+    studio.service.queue.leave("another", place.ticket)
 
 
 def test_while_a_model_loads_and_where_there_is_none_it_says_so(tmp_path, monkeypatch):
     held = threading.Event()
-    own_load = Service._first
-    monkeypatch.setattr(Service, "_first", lambda service: held.wait() and own_load(service))
+    own_load = Stepper._first
+    monkeypatch.setattr(Stepper, "_first", lambda stepper: held.wait() and own_load(stepper))
     service = Service(tmp_path)
-    service.start()
+    service.stepper.start()
     with serving(service) as studio:
         client = client_of(studio)
         with pytest.raises(openai.InternalServerError, match="still loading: ask again in a few seconds") as refused:
@@ -268,7 +266,7 @@ def test_others_are_served_while_an_answer_is_written(studio, client, monkeypatc
     answers: list[Any] = []
     asking = threading.Thread(target=lambda: answers.append(ask(client, max_tokens=4)))
     asking.start()
-    wait_until(lambda: bool(studio.service._places))
+    wait_until(lambda: bool(studio.service.queue.places))
     try:
         assert client.with_options(timeout=30).models.list().data[0].id == MODEL
         assert httpx.get(studio.address, timeout=30).status_code == 200

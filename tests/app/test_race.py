@@ -152,7 +152,7 @@ def test_runs_take_turns_one_at_a_time_and_write_what_they_would_alone(service, 
 
     def seen(seat, token_ids, request):
         told.append((request.budget.budget, request.tree.total_tokens, request.generation.max_new_tokens))
-        assert len(service._batches[0]._members) == 0, "never at once"
+        assert len(service.stepper.batches[0]._members) == 0, "never at once"
         return begin(seat, token_ids, request)
 
     monkeypatch.setattr(service.engine, "run_at", seen)
@@ -170,7 +170,7 @@ def test_runs_take_turns_one_at_a_time_and_write_what_they_would_alone(service, 
         *_, last = service.engine.generate(messages(), *asked)
         assert [run.token_ids for run in runs] == [last.summary.token_ids] * 2
         assert not any(run.is_shared for run in runs)
-    assert service._places == {}
+    assert service.queue.places == {}
     check_frame(under_way)
 
 
@@ -221,7 +221,7 @@ def test_stop_ends_with_what_is_finished(service):
     assert [len(runs) for runs in under_way.results] == [1, 0] and under_way.num_finished == 1
     lanes = under_way.frame()["lanes"]
     assert "steps" in lanes[0] and "steps" not in lanes[1]
-    assert service._places == {}
+    assert service.queue.places == {}
 
 
 def test_stop_before_anything_has_begun_runs_nothing(service):
@@ -236,7 +236,7 @@ def test_a_comparison_that_is_left_frees_its_place(service):
     while not next(sayings).endswith("tokens"):
         pass
     sayings.close()
-    assert service._places == {}
+    assert service.queue.places == {}
 
 
 def test_what_cannot_run_is_named_before_anything_does(service):
@@ -248,14 +248,14 @@ def test_what_cannot_run_is_named_before_anything_does(service):
 
 def other_answer(service: Service) -> tuple[threading.Thread, threading.Event]:
     """Another visitor's answer, being written until the event is set."""
-    place, begun, enough = service.enter("other"), threading.Event(), threading.Event()
+    place, begun, enough = service.queue.enter("other"), threading.Event(), threading.Event()
     settings = replace(LOSSLESS, max_new_tokens=2048, ignore_eos=True)
 
     def write() -> None:
         for _ in service.stream("other", place.ticket, messages("Who are you?"), settings):
             begun.set()
             if enough.is_set():
-                service.stop("other")
+                service.queue.stop("other")
 
     writer = threading.Thread(target=write, daemon=True)
     writer.start()

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from app.places import Series
-from app.service import MAX_TOGETHER, Service
+from app.service import Service
 from app.settings import Settings
+from app.stepping import MAX_TOGETHER
 from app.tabs.chat import join_queue
 from moespec import StepTrace
 
@@ -34,7 +35,7 @@ class Visit(threading.Thread):
 
     def __init__(self, service: Service, name: str, prompt: str, settings: Settings = SETTINGS) -> None:
         super().__init__(name=name, daemon=True)
-        self.place = service.enter(name)
+        self.place = service.queue.enter(name)
         self._frames = service.stream(name, self.place.ticket, said(prompt), settings)
         self.steps: list[StepTrace] = []
         self.error: BaseException | None = None
@@ -92,7 +93,7 @@ def test_visitors_share_steps_and_get_what_they_would_get_alone(service, monkeyp
     assert ["".join(step.text for step in visit.steps) for visit in visits] == expected
     assert [visit.steps[-1].summary.text for visit in visits] == expected
     assert max(sizes) == 3, "those with the same budget"
-    assert service._places == {}
+    assert service.queue.places == {}
 
 
 def test_a_visitor_who_stops_goes_or_moves_a_budget_disturbs_no_other(service):
@@ -104,13 +105,13 @@ def test_a_visitor_who_stops_goes_or_moves_a_budget_disturbs_no_other(service):
     begin(service, visits)
     mover.wait_for(2)
     service.update("mover", replace(LONG, budget=20))
-    service.stop("stopper")
-    service.leave("leaver")
+    service.queue.stop("stopper")
+    service.queue.leave("leaver")
     for _ in range(1000):
         if mover.steps[-1].settings.budget == 20:
             break
         time.sleep(0.01)
-    service.stop("mover")
+    service.queue.stop("mover")
     finish(visits)
     assert "".join(step.text for step in patient.steps) == expected
     assert {step.settings.budget for step in patient.steps} == {12}
@@ -146,46 +147,46 @@ def test_who_comes_when_enough_are_written_is_told_to_wait(service):
     told = [join_queue(service, name)[1]["message"] for name in names]
     assert told[:-1] == ["Reading the prompt…"] * MAX_TOGETHER
     assert told[-1] == "4 answers are written at a time, and 4 came first. Yours comes after."
-    assert service.num_beside("visitor 0") == 0, "none has begun"
+    assert service.queue.num_beside("visitor 0") == 0, "none has begun"
     for name in names:
-        service.leave(name)
+        service.queue.leave(name)
 
 
 def test_one_answer_per_visitor_and_leaving_frees_the_place(service):
-    places = [service.enter(name) for name in ("first", "second")]
+    places = [service.queue.enter(name) for name in ("first", "second")]
     assert [place.num_before for place in places] == [0, 1]
     with pytest.raises(ValueError, match="still being written"):
-        service.enter("first")
-    service.leave("second")
+        service.queue.enter("first")
+    service.queue.leave("second")
     rest = said("Hi"), replace(LONG, budget=None)
     steps = service.stream("first", places[0].ticket, *rest)
     next(steps)
-    service.stop("first")
+    service.queue.stop("first")
     assert list(steps)[-1][-1].summary.finish_reason == "stopped"
-    again = service.enter("first")
+    again = service.queue.enter("first")
     assert again.num_before == 0
     assert list(service.stream("first", places[0].ticket, *rest)) == [], "an answer that was taken back"
-    assert service.expects("first", again.ticket), "and the one asked for since keeps its place"
-    service.leave("first")
+    assert service.queue.expects("first", again.ticket), "and the one asked for since keeps its place"
+    service.queue.leave("first")
     assert list(service.stream("first", again.ticket, *rest)) == []
 
 
 def test_a_place_is_its_tickets_alone_and_stop_gives_up_one_that_waits(service):
-    first = service.enter("first")
-    assert service.expects("first", first.ticket)
-    service.stop("first")  # its answer has not begun
-    assert not service.expects("first", first.ticket)
-    again = service.enter("first")
-    assert not service.expects("first", first.ticket) and service.expects("first", again.ticket)
-    service.leave("first", first.ticket)  # late news of the answer before
-    assert service.expects("first", again.ticket)
-    service.leave("first")
+    first = service.queue.enter("first")
+    assert service.queue.expects("first", first.ticket)
+    service.queue.stop("first")  # its answer has not begun
+    assert not service.queue.expects("first", first.ticket)
+    again = service.queue.enter("first")
+    assert not service.queue.expects("first", first.ticket) and service.queue.expects("first", again.ticket)
+    service.queue.leave("first", first.ticket)  # late news of the answer before
+    assert service.queue.expects("first", again.ticket)
+    service.queue.leave("first")
     for number in range(service.limits.num_places):
-        service.enter(f"visitor {number}")
+        service.queue.enter(f"visitor {number}")
     with pytest.raises(ValueError, match="are waiting already"):
-        service.enter("one too many")
+        service.queue.enter("one too many")
     for number in range(service.limits.num_places):
-        service.leave(f"visitor {number}")
+        service.queue.leave(f"visitor {number}")
 
 
 def test_old_turns_are_dropped_and_a_message_too_long_is_refused(service):
@@ -227,16 +228,16 @@ def test_no_step_is_made_while_the_machine_is_measured(service, monkeypatch):
 
 
 def test_settings_the_model_cannot_be_asked_with_are_refused(service):
-    service.enter("visitor")
+    service.queue.enter("visitor")
     with pytest.raises(ValueError, match="outside 8 to 64"):
         service.update("visitor", Settings(budget=7))
     with pytest.raises(ValueError, match="outside 8 to 64"):
         service.check(Settings(budget=65))
-    service.leave("visitor")
-    place = service.enter("visitor")
+    service.queue.leave("visitor")
+    place = service.queue.enter("visitor")
     with pytest.raises(ValueError, match="outside 8 to 64"):
         next(service.stream("visitor", place.ticket, said("Hi"), Settings(budget=65)))
-    assert not service.expects("visitor", place.ticket)
+    assert not service.queue.expects("visitor", place.ticket)
 
 
 def test_a_governor_decides_the_trees_and_the_text_stays_the_models_own(service):
@@ -251,12 +252,12 @@ def test_a_governor_decides_the_trees_and_the_text_stays_the_models_own(service)
 
 def test_nobodys_controls_and_stops_touch_an_answer_of_a_series(service):
     series = Series()
-    place = service.enter("visitor", series=series)
+    place = service.queue.enter("visitor", series=series)
     frames = service.stream("visitor", place.ticket, said(PROMPTS[3]), LONG)
     next(frames)
     service.update("visitor", replace(LONG, budget=40))
-    service.stop("visitor")
+    service.queue.stop("visitor")
     steps = [step for _ in range(3) for step in next(frames)]
     assert {step.settings.budget for step in steps} == {12} and steps[-1].summary is None
-    service.stop("visitor", series)
+    service.queue.stop("visitor", series)
     assert list(frames)[-1][-1].summary.finish_reason == "stopped"

@@ -173,7 +173,7 @@ def test_a_sweep_measures_what_the_engine_writes_alone(sweep, service):
         same = sum(texts[row["name"], prompt] == texts[NO_BUDGET, prompt] for prompt in range(2))
         assert row["cells"][2] == f"{same} of 2"
     assert len(figure["value"].data) == 3
-    assert service._places == {} and sweep.stops == {}
+    assert service.queue.places == {} and sweep.stops == {}
 
 
 def test_stopped_half_way_it_keeps_what_it_has(sweep, service):
@@ -188,7 +188,7 @@ def test_stopped_half_way_it_keeps_what_it_has(sweep, service):
         == [row["name"] for row in kept[1]["rows"]]
         == [NO_BUDGET, PLAIN, "B = 8"]
     )
-    assert len(figure["value"].data) == 3 and service._places == {}
+    assert len(figure["value"].data) == 3 and service.queue.places == {}
 
 
 def test_stop_ends_the_answer_that_is_being_written(sweep, service):
@@ -221,15 +221,15 @@ def test_closing_it_gives_the_place_back(sweep, service):
     frames = begin(sweep, "e", ["8"])
     next(frames)
     frames.close()
-    assert service._places == {} and sweep.stops == {}
+    assert service.queue.places == {} and sweep.stops == {}
 
 
 def test_a_visitor_has_one_place_for_chat_and_sweep(sweep, service):
-    place = service.enter("f")
+    place = service.queue.enter("f")
     ((said, *rest),) = begin(sweep, "f", ["8"])
     assert "still being written" in said["message"] and rest == [gr.skip()] * 2
-    assert service.expects("f", place.ticket), "the chat's answer keeps its place"
-    service.leave("f")
+    assert service.queue.expects("f", place.ticket), "the chat's answer keeps its place"
+    service.queue.leave("f")
 
 
 def test_settings_that_cannot_run_are_a_sentence(sweep):
@@ -248,13 +248,13 @@ def test_a_failing_engine_is_a_sentence_and_keeps_what_there_is(sweep, service, 
     monkeypatch.setattr(service, "stream", lambda *args: 1 / 0)
     *_, (said, table, _) = frames
     assert "failed (ZeroDivisionError)" in said["message"] and "1 of 6" in said["message"]
-    assert len(table["rows"]) == 1 and service._places == {}
+    assert len(table["rows"]) == 1 and service.queue.places == {}
 
 
 def test_others_chats_go_on_beside_it_and_it_says_so(sweep, service):
     settings = Settings(max_new_tokens=600, ignore_eos=True)
     messages = [{"role": "user", "content": "Tell me a short story."}]
-    place = service.enter("other")
+    place = service.queue.enter("other")
     begun, texts = threading.Event(), []
 
     def chat() -> None:

@@ -35,7 +35,7 @@ def visit(
     service: Service, prompt: str, settings: Settings = SHORT, act: Callable[[Any], None] | None = None
 ) -> dict[str, Any]:
     """What a visitor who acts on the first frame gets."""
-    place = service.enter("visitor")
+    place = service.queue.enter("visitor")
     seen: dict[str, Any] = {"steps": [], "error": None}
     frames: Iterator = service.stream("visitor", place.ticket, said(prompt), settings)
     try:
@@ -52,7 +52,7 @@ def visit(
     seen["summary"] = asdict(steps[-1].summary) if steps and steps[-1].summary else None
     seen["num_layers"] = sorted({len(step.layers) for step in steps if step.kind == "tree"})
     seen["is_deaf"] = place.is_deaf
-    seen["left"] = bool(service._places)
+    seen["left"] = bool(service.queue.places)
     seen["worker"] = fake_spaces.workers[-1].exitcode
     return seen
 
@@ -82,13 +82,13 @@ def no_disk() -> ChangeFile:
 def main() -> None:
     sys.modules["spaces"] = fake_spaces  # as on ZeroGPU's image
     service = Service(hosting=Hosting.ZERO_GPU, wanted=EMBEDDED)
-    service.prepare()
+    service.stepper.prepare()
     found: dict[str, Any] = {"notice": service.notice, "before": asdict(service.info), "card": service.engine.card()}
     found["lossless"] = visit(service, "Tell me a short story.", replace(SHORT, budget=None))
     found["asked_for"] = fake_spaces.asked_for[-1]
     found["after"], found["header"] = asdict(service.info), asdict(service.header(said("Hi"), SHORT))
     found["moved"] = visit(service, "Who are you?", act=lambda _: service.update("visitor", replace(SHORT, budget=20)))
-    found["stopped"] = visit(service, "Who are you?", LONG, act=lambda _: service.stop("visitor"))
+    found["stopped"] = visit(service, "Who are you?", LONG, act=lambda _: service.queue.stop("visitor"))
     found["closed"] = visit(service, "Who are you?", LONG, act=lambda frames: frames.close())
     found["late"] = fake_spaces.late[-1]
     found["died"] = visit(service, "Who are you?", LONG, act=lambda _: kill_a_worker())
@@ -99,8 +99,8 @@ def main() -> None:
     told: list[str] = []
 
     def listen_and_stop(frames: Iterator) -> None:
-        told.append(service.remark("visitor"))
-        service.stop("visitor")
+        told.append(service.queue.remark("visitor"))
+        service.queue.stop("visitor")
 
     found["deaf"] = visit(service, "Who are you?", LONG, listen_and_stop)
     found["told"] = told

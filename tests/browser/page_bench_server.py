@@ -35,7 +35,7 @@ def stream(service: Service, session: str, ticket: int, messages: list, settings
     try:
         yield from _steady()
     finally:
-        service.leave(session, ticket)
+        service.queue.leave(session, ticket)
 
 
 def _steady() -> Iterator[list[StepTrace]]:
@@ -61,7 +61,7 @@ def unwatched(service: Service) -> APIRouter:
     @router.get("/unwatched")
     def answer(prompt: str, num_tokens: int) -> dict[str, float]:
         settings = Settings(max_new_tokens=num_tokens, ignore_eos=True)
-        place = service.enter("nobody")
+        place = service.queue.enter("nobody")
         asked = "nobody", place.ticket, [{"role": "user", "content": prompt}], settings
         *_, last = own_stream(service, *asked)
         return {"tokens_per_s": last[-1].summary.tokens_per_s}

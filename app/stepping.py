@@ -1,0 +1,115 @@
+"""The engines of this process: one thread loads the first and then steps them all, another loads a larger one beside.
+
+On ZeroGPU the larger one is lent to worker processes instead. Owns threads and batches; knows nothing of visitors.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.hosting import HostedModel, Hosting, Room, check_room
+from app.loading import Serving, answers_in_worker, lend, load_hosted, warm_up
+from app.models import Models
+from app.zero import worker_function
+from moespec import Request, StepTrace
+
+if TYPE_CHECKING:
+    from moespec import Batch, Engine
+
+MAX_TOGETHER = 4  # answers that are written side by side
+
+
+class Stepper:
+    """Loads into `models` and steps what is asked of them. `loaded` is called when the larger one is there."""
+
+    def __init__(
+        self,
+        models: Models,
+        target: str | Path,
+        hosting: Hosting,
+        wanted: HostedModel | None,
+        loaded: Callable[[], None],
+    ) -> None:
+        self._models, self._target, self._hosting, self._wanted = models, target, hosting, wanted
+        self._loaded = loaded
+        self.batches: list[Batch] = []
+        self._asked = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def prepare(self) -> None:
+        """What must be done before the page is launched, by the main thread: ZeroGPU lends what is loaded then."""
+        if self._hosting is Hosting.ZERO_GPU:
+            lent: list[tuple[Any, Any]] = []
+            run = worker_function(answers_in_worker(self._wanted, lent), self._wanted)
+            if self._wanted is not None:
+                self._load_wanted(self._wanted, lambda wanted: lend(wanted, lent, run))
+
+    def start(self) -> None:
+        """Begin to load, once."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread.start()
+
+    def steps(self, batch: Batch, request: Request) -> Iterator[StepTrace]:
+        """The steps of a request that joins others', as they are made."""
+        outcomes: queue.SimpleQueue[StepTrace | BaseException] = queue.SimpleQueue()
+        batch.join(request, outcomes.put)
+        self._asked.set()
+        while True:
+            outcome = outcomes.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
+            if outcome.summary is not None:
+                return
+
+    def _run(self) -> None:
+        if self._models.now is not None:
+            return  # in a worker of ZeroGPU's
+        self._models.load_first(self._first)
+        if self._wanted is not None and self._hosting is not Hosting.ZERO_GPU:
+            threading.Thread(target=self._load_wanted, args=(self._wanted, self._beside), daemon=True).start()
+        while self.batches:
+            self._asked.wait()
+            self._asked.clear()
+            try:
+                while any([batch.step() for batch in self.batches]):
+                    pass
+            except Exception:
+                logging.exception("a step failed")  # those whose step it was have been told
+                self._asked.set()  # the others go on
+
+    def _first(self) -> Serving:
+        from moespec import Engine  # here, because torch and transformers take seconds
+
+        # The GPU is for the named model: no graph can be captured while weights move there. ZeroGPU only pretends.
+        device = "auto" if self._wanted is None and self._hosting is not Hosting.ZERO_GPU else "cpu"
+        return self._batched(Engine.from_pretrained(self._target, device=device), self._target)
+
+    def _beside(self, wanted: HostedModel) -> Serving:
+        return self._batched(load_hosted(wanted), wanted.hub_id)
+
+    def _batched(self, engine: Engine, target: str | Path) -> Serving:
+        """The engine, warm, with the batch that is stepped here."""
+        from moespec import Batch
+
+        warm_up(engine)
+        batch = Batch(engine, MAX_TOGETHER)
+        self.batches.append(batch)
+        return Serving(engine, target, batch)
+
+    def _load_wanted(self, wanted: HostedModel, load: Callable[[HostedModel], Serving]) -> None:
+        def checked() -> Serving:
+            check_room(self._hosting, wanted, Room.of(self._hosting, wanted, os.environ))
+            return load(wanted)
+
+        self._models.load_wanted(wanted.name, checked)
+        self._loaded()

@@ -1,0 +1,144 @@
+"""An answer while it is written: what the chat, the panels and the browser's memory are sent, frame by frame.
+
+Owns when each of them is told and what a failure says. Knows nothing of the widgets or of how an answer is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from app.controls import read
+from app.live import Growing, live_frame, notice
+from app.messages import History, plain, shown
+from app.recordings import Recording, Recordings
+from app.service import Service
+from app.zero import CutOffError
+from moespec import RunSummary, StepTrace
+
+ENDINGS = {
+    "eos": "The answer ended by itself.",
+    "length": "Ended at the maximum number of new tokens.",
+    "context": "Ended because the context is full.",
+    "stopped": "Stopped.",
+    "stop": "Ended at a stop text.",
+}
+SHOWN_S_PER_CHARACTER = 0.5 / 10_000  # between two states of the text in the chat
+KEEP_S = 1.0  # how often an answer that is being written is kept in the browser
+MAX_WORDS = 400  # characters of a refusal, which may quote what was typed
+BESIDE = " Written beside other visitors' answers: the times are those of steps that are shared."
+
+
+class Visit(NamedTuple):
+    """Whose answer it is, and which of theirs."""
+
+    session: str
+    ticket: int
+
+
+class Answering:
+    """Streams answers of the chat: each frame gives (chat, live, plot, prompt, kept history).
+
+    recorded: what the panels play where there is no conversation.
+    """
+
+    def __init__(self, service: Service, recordings: Recordings, recorded: dict[str, Any]) -> None:
+        self._service, self._recordings, self._recorded = service, recordings, recorded
+
+    def answer(
+        self, request: gr.Request, ticket: int, markdown: bool, history: History, *values: Any
+    ) -> Iterator[tuple]:
+        visit, messages = Visit(request.session_hash or "", ticket), plain(history)
+        try:
+            yield from self._stream(visit, messages, markdown, values)
+        except CutOffError as error:
+            yield gr.skip(), notice("error", str(error)), gr.skip(), gr.skip(), gr.skip()
+        except ValueError as error:
+            # Nothing is lost: the message goes back to where it can be changed.
+            back = messages[-1]["content"] if messages else gr.skip()
+            yield shown(messages[:-1], markdown), refusal(error), gr.skip(), back, gr.skip()
+        except Exception as error:
+            logging.exception("an answer failed")
+            failed = f"The answer failed ({type(error).__name__}). What was written stays; retry, or ask again."
+            yield gr.skip(), notice("error", failed), gr.skip(), gr.skip(), gr.skip()
+        finally:
+            self._service.queue.leave(*visit)
+
+    def _stream(self, visit: Visit, messages: History, markdown: bool, values: tuple) -> Iterator[tuple]:
+        """(chat, live frame, plot, prompt, kept) at most 20 times a second; the plot once, at the end."""
+        service, settings = self._service, read(values)
+        kept = service.fit(messages, settings)
+        num_dropped = len(messages) - len(kept)
+        remark = f"The oldest {num_dropped} messages no longer fit the context and are not read." if num_dropped else ""
+        recording = self._recordings.begin(service.header(kept, settings))
+        answered = {"role": "assistant", "content": ""}
+        grown, drawn, kept_at, shown_at = Growing(), None, time.monotonic(), 0.0
+        for steps in service.stream(*visit, kept, settings):
+            if not service.queue.expects(*visit):  # cleared: frames that were on their way have filled the chat again
+                yield [], self._recorded, None, gr.skip(), gr.skip()
+                return
+            recording.add(steps)
+            for step in steps:
+                answered["content"] += step.text
+                grown.add(step)
+            if steps[0].kind == "prefill" and settings.is_lossless and not steps[0].lossless:
+                remark += " Lossy already: what stands before was written under a budget. Clear begins anew."
+            if service.queue.num_beside(visit.session) and BESIDE not in remark:
+                remark += BESIDE
+            if (told := service.queue.remark(visit.session)) not in remark:
+                remark += told
+            drawn = worth_drawing(steps, drawn)
+            message, is_done = f"{remark} {_ending(steps[-1].summary)}".strip(), steps[-1].summary is not None
+            frame = live_frame(recording.id, grown, drawn, is_done=is_done, message=message)
+            # A page that loses its connection begins anew with what its browser has kept.
+            is_due = is_done or time.monotonic() - kept_at > KEEP_S
+            kept_at = time.monotonic() if is_due else kept_at
+            kept_now = kept_history([*messages, answered], values) if is_due else gr.skip()
+            # A browser lays a long text out anew with every word: what is long is sent less often.
+            is_shown = is_done or time.monotonic() - shown_at > len(answered["content"]) * SHOWN_S_PER_CHARACTER
+            shown_at = time.monotonic() if is_shown else shown_at
+            chat = shown([*messages, answered], markdown) if is_shown else gr.skip()
+            yield chat, frame, gr.skip(), gr.skip(), kept_now
+        if drawn is None:
+            yield gr.skip(), notice("done", "Stopped before it began."), gr.skip(), gr.skip(), gr.skip()
+            return
+        yield gr.skip(), gr.skip(), _figure(recording), gr.skip(), gr.skip()
+
+
+def kept_history(messages: History, values: tuple) -> Any:
+    """What the browser is to keep of a conversation; nothing new where the settings are none."""
+    with contextlib.suppress(ValueError):
+        return {"messages": messages, "settings": read(values).to_json()}
+    return gr.skip()
+
+
+def refusal(error: ValueError) -> dict:
+    """Says why where the visitor looks; no gr.Error, which would cover the panels."""
+    text = str(error) if len(str(error)) <= MAX_WORDS else f"{str(error)[:MAX_WORDS]}…"
+    gr.Warning(html.escape(text))  # Gradio takes it for HTML
+    return notice("error", text)
+
+
+def worth_drawing(steps: list[StepTrace], before: StepTrace | None) -> StepTrace:
+    """The newest step with a tree: the last token of an answer often needs none."""
+    trees = [step for step in steps if step.kind == "tree"]
+    return trees[-1] if trees else before if before is not None and steps[-1].summary is not None else steps[-1]
+
+
+def _figure(recording: Recording) -> Any:
+    layers = [step.layers for step in recording.steps if step.kind == "tree"]
+    if not layers:
+        return gr.skip()
+    from app.plots import expert_figure  # plotly takes a second, and only this needs it
+
+    return expert_figure(layers, len(layers[0][0].score))
+
+
+def _ending(summary: RunSummary | None) -> str:
+    return "" if summary is None else ENDINGS[summary.finish_reason]
