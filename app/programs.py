@@ -41,7 +41,7 @@ class Counters:
             return
         self.num_steps += 1
         self.num_drafted += num_drafted(step)
-        self.num_accepted += num_accepted(step)
+        self.num_accepted += step.num_accepted
         self.draft_ms += step.draft_ms
         self.verify_ms += step.verify_ms
         self.other_ms += step.other_ms
@@ -50,10 +50,6 @@ class Counters:
 def num_drafted(step: StepTrace) -> int:
     """Rows of the tree below its root."""
     return 0 if step.tree is None else len(step.tree.parents) - 1
-
-
-def num_accepted(step: StepTrace) -> int:
-    return sum(origin > 0 for origin in step.origins)
 
 
 def step_json(step: StepTrace, counters: Counters) -> dict[str, Any]:
@@ -68,7 +64,7 @@ def step_json(step: StepTrace, counters: Counters) -> dict[str, Any]:
         "text": step.text,
         "token_ids": step.token_ids,
         "num_drafted": num_drafted(step),
-        "num_accepted": num_accepted(step),
+        "num_accepted": step.num_accepted,
         "draft_ms": step.draft_ms,
         "verify_ms": step.verify_ms,
         "other_ms": step.other_ms,

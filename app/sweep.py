@@ -10,7 +10,6 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import plotly.graph_objects as go
 
 from app.frontier import COLOURS, Table, in_words
 from app.plots import GRID, in_both_themes
+from app.race.outcome import num_equal
 from app.settings import Settings
 from moespec import RunSummary
 
@@ -111,8 +111,7 @@ class Found:
 
 def agreement(ours: Sequence[int], theirs: Sequence[int]) -> float:
     """The share of the longer text that both begin with: 1 for the same texts alone."""
-    equal = takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=False))
-    return sum(1 for _ in equal) / max(len(ours), len(theirs))
+    return num_equal(ours, theirs) / max(len(ours), len(theirs))
 
 
 def found(settings: dict[str, Settings], trials: Sequence[Trial]) -> list[Found]:

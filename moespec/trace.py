@@ -160,6 +160,11 @@ class StepTrace:
         _ = self.tree, self.layers
         return {name: value for name, value in self.__dict__.items() if name != "_makers"}
 
+    @property
+    def num_accepted(self) -> int:
+        """Emitted tokens that were drafted."""
+        return sum(origin > 0 for origin in self.origins)
+
     def to_json(self) -> dict:
         """Plain dict, safe for `json.dumps`."""
         return asdict(self)

@@ -39,7 +39,7 @@ class Growing:
 
     def add(self, step: StepTrace) -> None:
         self.tokens += "".join(piece.replace(SEPARATOR, "") + SEPARATOR for piece in step.pieces)
-        self.facts += "".join(token_facts(step))
+        self.facts += "".join(f"{fact};" for fact in token_facts(step))
         self.series += _series_entry(step)
 
     def to_json(self) -> Frame:
@@ -53,9 +53,9 @@ def live_frame(run: str, grown: Growing, drawn: StepTrace, *, is_done: bool, mes
 
 
 def token_facts(step: StepTrace) -> list[str]:
-    """Eight characters per emitted token, of the row that chose it: its depth in the draft or 0, natural experts
-    missing there over all layers (2), the drafter's and the target's probability of it (2 each, 0 for unknown), its
-    rank among the drafter's guesses (0 for none)."""
+    """Digits per emitted token, of the row that chose it: its depth in the draft or 0, natural experts missing there
+    over all layers (2), the drafter's and the target's probability of it (2 each, 0 for unknown), its rank among the
+    drafter's guesses (0 for none); then, where any is missing, how many in each layer."""
     tree = step.tree
     if tree is None:
         return [f"{DIGITS[origin]}0000000" for origin in step.origins]
@@ -68,8 +68,21 @@ def token_facts(step: StepTrace) -> list[str]:
         draft_p = by_drafter[1] if node is None else tree.draft_p[node]
         target_p = by_target[1] if node is None else tree.target_p[node]
         parts = _two(tree.missing[row]), _probability(draft_p), _probability(target_p)
-        found.append(f"{DIGITS[origin]}{''.join(parts)}{DIGITS[by_drafter[0]]}")
+        by_layer = _missing_by_layer(step.layers, row, len(tree.parents)) if tree.missing[row] else ""
+        found.append(f"{DIGITS[origin]}{''.join(parts)}{DIGITS[by_drafter[0]]}{by_layer}")
     return found
+
+
+def _missing_by_layer(layers: list[LayerTrace], row: int, num_rows: int) -> str:
+    """A digit per layer: natural experts of the row that were not run. Empty where the trace does not know them."""
+    counts = []
+    for layer in layers:
+        natural = unpack_ids(layer.natural_ids)
+        ids_TK, weights_TK = unpack_routing(layer, num_rows)
+        top_k = len(ids_TK[row])
+        was_run = {expert for expert, weight in zip(ids_TK[row], weights_TK[row], strict=True) if weight}
+        counts.append(len(set(natural[row * top_k : (row + 1) * top_k]) - was_run))
+    return "".join(DIGITS[min(count, len(DIGITS) - 1)] for count in counts) if any(counts) else ""
 
 
 def _find(alternatives: list[list], token: int) -> tuple[int, float | None]:
@@ -89,11 +102,10 @@ def _probability(p: float | None) -> str:
 def _series_entry(step: StepTrace) -> str:
     """One step of the time line, its numbers in the order in which `run.js` names them."""
     natural, active = (_mean(experts) for experts in (step.experts_natural, step.experts_active))
-    accepted = sum(origin > 0 for origin in step.origins)
     budget = step.settings.effective_budget
     parts = (
         step.kind[:2],
-        *(len(step.token_ids), accepted, f"{natural:.1f}", f"{active:.1f}", f"{step.mass_kept:.3f}"),
+        *(len(step.token_ids), step.num_accepted, f"{natural:.1f}", f"{active:.1f}", f"{step.mass_kept:.3f}"),
         *(f"{ms:.2f}" for ms in (step.draft_ms, step.verify_ms, step.other_ms)),
         *("" if budget is None else budget, int(step.lossless)),
     )

@@ -1,12 +1,12 @@
 // An answer as the panels know it: its tokens with their facts, its time line, the frames of its steps as far as they
 // have come. Decodes what frames.py writes; asks `source` for steps that were passed over. Knows nothing of drawing.
-const SEPARATOR = "\x1f", FACTS = 8, MOST = 36 * 36 - 1, MAX_FRAMES = 400, BLOCK = 32;
+const SEPARATOR = "\x1f", MOST = 36 * 36 - 1, MAX_FRAMES = 400, BLOCK = 32;
 const SERIES = ["kind", "tokens", "accepted", "natural", "active", "mass", "draft", "verify", "other", "budget", "lossless"];
 
 const probability = (digits) => (digits === "00" ? null : (parseInt(digits, 36) - 1) / (MOST - 1));
 const readFacts = (text) => ({
   origin: parseInt(text[0], 36), missing: parseInt(text.slice(1, 3), 36), draftP: probability(text.slice(3, 5)),
-  targetP: probability(text.slice(5, 7)), rank: parseInt(text[7], 36),
+  targetP: probability(text.slice(5, 7)), rank: parseInt(text[7], 36), byLayer: [...text.slice(8)].map((digit) => parseInt(digit, 36)),
 });
 
 function readStep(text, before) {
@@ -47,7 +47,7 @@ function readTree({ pieces, nodes }) {
 class Run {
   // source: { steps(id, first, last), soFar(id, last) }, both promises; title: what it is called in a list.
   constructor(id, source, title) {
-    Object.assign(this, { id, source, title, pieces: [], facts: [], steps: [], stepOf: [], frames: new Map(), asked: new Map() });
+    Object.assign(this, { id, source, title, layerNumbers: [], pieces: [], facts: [], steps: [], stepOf: [], frames: new Map(), asked: new Map() });
     this.read = { tokens: 0, facts: 0, series: 0 };
   }
 
@@ -55,7 +55,7 @@ class Run {
   grow({ tokens, facts, series, now }) {
     const added = tokens.slice(this.read.tokens).split(SEPARATOR).slice(0, -1);
     this.pieces.push(...added);
-    for (let at = this.read.facts; at < facts.length; at += FACTS) this.facts.push(readFacts(facts.slice(at, at + FACTS)));
+    this.facts.push(...facts.slice(this.read.facts).split(";").slice(0, -1).map(readFacts));
     for (const entry of series.slice(this.read.series).split(";").slice(0, -1)) {
       const step = readStep(entry, this.steps.at(-1));
       for (let n = 0; n < step.tokens; n++) this.stepOf.push(this.steps.length);
@@ -66,7 +66,9 @@ class Run {
   }
 
   keep(index, frame) {
-    this.frames.set(index, readFrame(frame));
+    const known = readFrame(frame);
+    if (known.layers) this.layerNumbers = known.layers.numbers;
+    this.frames.set(index, known);
     if (this.frames.size > MAX_FRAMES) this.frames.delete(this.frames.keys().next().value);
   }
 

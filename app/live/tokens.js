@@ -76,13 +76,17 @@ function markEdge(n) {
   tokensView.scrollTop = last.offsetTop - tokensView.offsetTop - tokensView.clientHeight / 2;
 }
 
-const missingText = (count) => (count ? `${plural(count, "natural expert")} missing where it was chosen` : "no expert missing where it was chosen");
+function missingText({ missing, byLayer }) {
+  if (!missing) return "no expert missing where it was chosen";
+  const places = byLayer.flatMap((count, n) => (count ? [`${count} in layer ${tokenRun.layerNumbers[n] ?? n}`] : []));
+  return `${plural(missing, "natural expert")} missing where it was chosen${places.length ? `: ${places.join(", ")}` : ""}`;
+}
 function describeToken(n) {
   const fact = tokenRun.facts[n], step = tokenRun.stepOf[n];
   const origin = fact.origin ? `drafted at depth ${fact.origin}, accepted` : "the target's own";
   const p = (value) => (value === null ? "unknown" : percent(value));
   const rank = fact.rank ? `the drafter's guess number ${fact.rank}` : "not among the drafter's guesses";
-  return `${JSON.stringify(tokenRun.pieces[n])}: ${origin}, step ${step} · draft ${p(fact.draftP)}, target ${p(fact.targetP)} · ${rank} · ${missingText(fact.missing)}`;
+  return `${JSON.stringify(tokenRun.pieces[n])}: ${origin}, step ${step} · draft ${p(fact.draftP)}, target ${p(fact.targetP)} · ${rank} · ${missingText(fact)}`;
 }
 function choosePlace(n) {
   const before = tokensView.querySelector(".mss-active");

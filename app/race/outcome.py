@@ -57,7 +57,7 @@ class Measured:
         read = [step for step in decoded if step.kind == "tree"] or decoded
         return {
             "tokens_per_s": summary.tokens_per_s,
-            "accepted": statistics.fmean(sum(origin > 0 for origin in step.origins) for step in decoded),
+            "accepted": statistics.fmean(step.num_accepted for step in decoded),
             "experts": statistics.fmean(statistics.fmean(step.experts_active) for step in read),
             "mass": summary.mass_kept,
             "bytes": sum(step.expert_bytes for step in decoded) / sum(len(step.token_ids) for step in decoded),
@@ -105,7 +105,7 @@ def _outcome(runs: Sequence[Measured], run: Measured) -> Frame:
     """Steps are [ms since the first token, accepted draft tokens, pieces]."""
     began, summary = run.steps[0].t_ms, run.steps[-1].summary
     assert summary is not None, "of a finished run"
-    steps = [[round(s.t_ms - began, 2), sum(o > 0 for o in s.origins), s.pieces] for s in run.steps]
+    steps = [[round(s.t_ms - began, 2), s.num_accepted, s.pieces] for s in run.steps]
     return {
         "steps": steps,
         "ending": ENDINGS[summary.finish_reason],

@@ -14,6 +14,7 @@ import gc
 import itertools
 import statistics
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,11 +67,20 @@ class StepArm:
             advance()
 
 
-def bench_step(models: Sequence[str], dtype: str, num_rounds: int, num_steps: int, device: torch.device) -> dict:
-    """The record: a card, and per model and routing the arms' times, floors and parts."""
+def bench_step(
+    models: Sequence[str],
+    dtype: str,
+    num_rounds: int,
+    num_steps: int,
+    device: torch.device,
+    seconds_limit: float | None = None,
+) -> dict:
+    """The record: a card, and per model and routing the arms' times, floors and parts; none begins after the limit."""
     if num_rounds < 1 or num_steps < 1:
         raise ValueError(f"rounds={num_rounds}, steps={num_steps} is not allowed: use 1 or more of both.")
-    card = machine_card(device)
+    if seconds_limit is not None and seconds_limit <= 0:
+        raise ValueError(f"seconds-limit={seconds_limit} is not allowed: use more than 0.")
+    card, began_s = machine_card(device), time.monotonic()
     found: list[dict[str, Any]] = []
     for name in models:
         try:
@@ -81,6 +91,9 @@ def bench_step(models: Sequence[str], dtype: str, num_rounds: int, num_steps: in
             found.append({"model": name, "not_run": str(error)})  # the others' figures are not lost
             continue
         for routing in (OWN,) if name == EMBEDDED else (OWN, RECORDED):
+            if seconds_limit is not None and time.monotonic() - began_s > seconds_limit:
+                found.append({"model": name, "not_run": f"no time was left for routing {routing}"})
+                continue
             with _routed(engine, routing) as advance:
                 print(f"{name}, routing {routing}", file=sys.stderr, flush=True)
                 rows = _measure(engine, name, num_rounds, num_steps, card, advance)

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=6, metavar="N", help="how often each arm has its turn")
     parser.add_argument("--steps", type=int, default=8, metavar="N", help="steps of a turn")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--seconds-limit", type=float, metavar="S", help="begin no model or routing after this time")
     parser.add_argument("--json", action="store_true", help="the record as the last line, instead of tables")
 
 
@@ -28,6 +29,6 @@ def print_steps(args: argparse.Namespace) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device='cuda' cannot be used here: torch finds none.")
     device = torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
-    record = bench_step(args.models, args.dtype, args.rounds, args.steps, device)
+    record = bench_step(args.models, args.dtype, args.rounds, args.steps, device, args.seconds_limit)
     print(json.dumps(record) if args.json else step_table(record))
     return 0

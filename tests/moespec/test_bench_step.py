@@ -128,6 +128,13 @@ def test_the_record_of_the_command(capsys, monkeypatch):
     assert NUM_WARM_UP_STEPS >= 1
 
 
+def test_what_begins_after_the_limit_is_left_out_and_named(capsys, monkeypatch):
+    monkeypatch.setattr("moespec.bench.machine.CPU_BUFFER_BYTES", 1 << 20)
+    assert main(["bench", "step", "--device", "cpu", "--seconds-limit", "1e-9", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record["models"] == [{"model": "embedded", "not_run": "no time was left for routing the model's own"}]
+
+
 def shape_bytes() -> tuple[int, int]:
     """What every step reads, and one expert of every layer."""
     engine = Engine.from_pretrained(EMBEDDED_TARGET, device="cpu")
@@ -139,6 +146,7 @@ def shape_bytes() -> tuple[int, int]:
     ("arguments", "sentence"),
     [
         (["--rounds", "0"], "rounds=0, steps=8 is not allowed"),
+        (["--seconds-limit", "0"], "seconds-limit=0.0 is not allowed"),
         (["--device", "cuda"], "device='cuda' cannot be used here"),
     ],
 )
