@@ -24,7 +24,7 @@ from moespec.trace_reading import MAX_BYTES as MAX_TRACE_BYTES
 
 TRACES = Path(__file__).resolve().parent.parent / "assets" / "traces"
 EXAMPLES = {  # the first plays before the first prompt
-    "A story, budget 12": "story.jsonl",
+    "A story, budget 16": "story.jsonl",
     "Arithmetic, no budget": "sum.jsonl",
     "A form, budget 8": "json.jsonl",
 }

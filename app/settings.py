@@ -25,9 +25,9 @@ class Settings:
     the budget's. Making one raises ValueError with the name of what is not allowed.
     """
 
-    # 12 is the least on the embedded model's frontier (assets/bench), with the paper's score, that loses less than two
+    # 16 is the least on the embedded model's frontier (assets/bench), with the paper's score, that loses less than two
     # points of exact match for sure and agrees on 97 % of next tokens.
-    budget: int | None = 12
+    budget: int | None = 16
     policy: str = "substitution"
     score: str = "softmax"
     row_weight: str = "uniform"
@@ -54,7 +54,7 @@ class Settings:
         _require(self.drafter in DRAFTERS, self, "drafter", " or ".join(DRAFTERS))
         _require(self.governor in GOVERNORS, self, "governor", ", ".join(GOVERNORS))
         if isinstance(self.budget, float):
-            raise ValueError(f"budget={self.budget} is no number of experts: use a whole number, such as 12.")
+            raise ValueError(f"budget={self.budget} is no number of experts: use a whole number, such as 16.")
         if len(self.system) > MAX_SYSTEM_CHARACTERS:
             raise ValueError(f"The system prompt is longer than {MAX_SYSTEM_CHARACTERS} characters: shorten it.")
         _ = self.budget_config, self.tree_config, self.generation_config
@@ -107,7 +107,7 @@ class Settings:
     def from_json(values: Mapping[str, Any], base: Settings | None = None) -> Settings:
         """What is not named is as in `base`, or has its default. ValueError names what is unknown or not allowed."""
         if not isinstance(values, Mapping):
-            raise ValueError(f'settings={values!r} are no settings: write names and values, such as {{"budget": 12}}.')
+            raise ValueError(f'settings={values!r} are no settings: write names and values, such as {{"budget": 16}}.')
         unknown = sorted(set(values) - {field.name for field in fields(Settings)})
         if unknown:
             raise ValueError(f"setting {unknown[0]!r} is not known: use {', '.join(f.name for f in fields(Settings))}.")
@@ -140,7 +140,7 @@ PRESETS = {
 
 def presets(top_k: int, num_experts: int) -> dict[str, Settings]:
     """By name, for a model of so many experts: budgets are the shares of them that the embedded model's would be."""
-    balanced = Settings(budget=min(num_experts, max(top_k, round(num_experts * 12 / 64))))
+    balanced = Settings(budget=min(num_experts, max(top_k, round(num_experts * 16 / 64))))
     lossless = replace(balanced, budget=None)
     found = lossless, balanced, replace(balanced, budget=top_k), replace(lossless, governor="utility", min_path_p=0.02)
     return dict(zip(PRESETS, found, strict=True))

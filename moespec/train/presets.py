@@ -24,7 +24,7 @@ TARGET_CONFIG: dict = {
     "router_aux_loss_coef": 0.001,
 }
 
-# `train target --preset cpu` takes about five hours of two cores; `gpu` is for one large card.
+# `train target --preset cpu` takes about five hours of two cores; `gpu` six minutes of an H200 (0.71 M tokens/s).
 TARGET_RECIPES: dict[str, dict] = {
     "cpu": {"tokens": 26_000_000, "batch_tokens": 4_096, "lr": 3e-3, "workers": 0},
     "gpu": {"tokens": 260_000_000, "batch_tokens": 65_536, "lr": 3e-3, "workers": 12},

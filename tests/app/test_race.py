@@ -121,7 +121,7 @@ def test_contestants_are_named_by_what_they_ask_for():
     ]  # fmt: skip
     assert description(PLAINLY) == "no budget · drafter none · max new tokens 32"
     assert description(Settings(method="oea:k0=2", top_k=4)) == "oea:k0=2 · top k 4"
-    assert description(Settings()) == "budget 12"
+    assert description(Settings()) == "budget 16"
 
 
 def test_the_equal_beginning_is_counted_in_tokens():

@@ -114,8 +114,8 @@ def test_a_visitor_who_stops_goes_or_moves_a_budget_disturbs_no_other(service):
     service.queue.stop("mover")
     finish(visits)
     assert "".join(step.text for step in patient.steps) == expected
-    assert {step.settings.budget for step in patient.steps} == {12}
-    assert {step.settings.budget for step in mover.steps} == {12, 20}
+    assert {step.settings.budget for step in patient.steps} == {16}
+    assert {step.settings.budget for step in mover.steps} == {16, 20}
     assert [visit.steps[-1].summary.finish_reason for visit in (stopper, mover, leaver)] == ["stopped"] * 3
 
 
@@ -258,6 +258,6 @@ def test_nobodys_controls_and_stops_touch_an_answer_of_a_series(service):
     service.update("visitor", replace(LONG, budget=40))
     service.queue.stop("visitor")
     steps = [step for _ in range(3) for step in next(frames)]
-    assert {step.settings.budget for step in steps} == {12} and steps[-1].summary is None
+    assert {step.settings.budget for step in steps} == {16} and steps[-1].summary is None
     service.queue.stop("visitor", series)
     assert list(frames)[-1][-1].summary.finish_reason == "stopped"

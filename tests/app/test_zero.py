@@ -51,7 +51,7 @@ def test_the_text_is_that_of_an_engine_in_this_process(page, engine):
 
 
 def test_what_is_moved_or_stopped_reaches_the_worker(page):
-    assert page["moved"]["budgets"] == [12, 20]
+    assert page["moved"]["budgets"] == [16, 20]
     assert page["stopped"]["summary"]["finish_reason"] == "stopped"
     assert len(page["stopped"]["summary"]["token_ids"]) < 300, "of 1500"
 

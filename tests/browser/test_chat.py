@@ -34,7 +34,7 @@ def test_text_and_all_panels_change_while_the_answer_streams(watcher):
 def test_moving_the_budget_acts_on_the_running_answer(watcher):
     page = watcher.page
     watcher.ask_for_a_long_answer("Tell me a long story about a dog.")
-    page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="12"]', timeout=LONG)
+    page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="16"]', timeout=LONG)
     watcher.set_budget(20)
     page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="20"]', timeout=LONG)
     expect(page.locator('#live [data-figure="force"]')).to_have_text("budget 20, substitution")
@@ -89,7 +89,7 @@ def test_a_second_visitor_is_served_beside_the_first(watcher, browser, unhurried
     expect(second.page.locator("#live .mss-message")).to_contain_text("beside other visitors' answers")
     assert second.answer.strip()
     assert watcher.page.locator(FRAME).get_attribute("data-status") == "writing"
-    assert watcher.page.locator(FRAME).get_attribute("data-budget") == "12"
+    assert watcher.page.locator(FRAME).get_attribute("data-budget") == "16"
     watcher.page.click("#stop")
     watcher.wait("done")
     second.page.context.close()

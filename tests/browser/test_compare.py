@@ -136,7 +136,7 @@ def test_the_link_is_copied_and_is_the_comparison(linked, address):
 
 def test_one_of_them_is_opened_in_replay_and_exported(linked):
     page = linked.page
-    assert exported(page, "B, Balanced")[0]["settings"]["budget"]["budget"] == 12
+    assert exported(page, "B, Balanced")[0]["settings"]["budget"]["budget"] == 16
     page.get_by_label("Replay C, Tight").click()
     page.wait_for_selector('#replay .mss[data-status="opened"]', timeout=LONG)
     expect(page.locator("#replay .mss-message")).to_contain_text("budget 8. Asked: What is 12 + 30?")

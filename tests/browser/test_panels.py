@@ -187,7 +187,7 @@ def test_tokens_are_coloured_by_what_is_asked_for(reader):
 def test_the_cut_moves_the_budget_of_a_running_answer(watcher):
     page = watcher.page
     watcher.ask_for_a_long_answer("Tell me a long story about a cat.")
-    page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="12"]', timeout=LONG)
+    page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="16"]', timeout=LONG)
     part(page, "tail").focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
