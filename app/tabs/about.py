@@ -12,9 +12,9 @@ import gradio as gr
 
 from app.live import live_panels, opened
 from app.recordings import Recording, Recordings
+from moespec import StepTrace
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-STEP = 9  # of the recording that is shown: a tree with an accepted path and rejected rivals
 PARTS = (
     (
         "tree",
@@ -47,8 +47,9 @@ LOSSY = """## What is lossy, and what is not
 
 
 def build(recordings: Recordings, example: Recording) -> None:
-    """example: the recording whose step illustrates the method."""
-    value = opened(example, "still", "", "recorded") | {"at": STEP}
+    """example: the recording whose step illustrates the method: the one in which most guesses were rejected."""
+    at = max(range(len(example.steps)), key=lambda number: _num_rejected(example.steps[number]))
+    value = opened(example, "still", "", "recorded") | {"at": at}
     for part, text in PARTS:
         with gr.Row(elem_classes="about-part"):
             gr.Markdown(text)
@@ -58,6 +59,10 @@ def build(recordings: Recordings, example: Recording) -> None:
     for title, folder in (("The model, its data and their licences", "model"), ("The draft head", "drafter")):
         with gr.Accordion(title, open=False):
             gr.Markdown((ROOT / "assets" / folder / "README.md").read_text(encoding="utf-8"))
+
+
+def _num_rejected(step: StepTrace) -> int:
+    return 0 if step.tree is None else len(step.tree.accepted) - sum(step.tree.accepted)
 
 
 def paper_to_code(readme: str) -> str:

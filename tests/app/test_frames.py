@@ -122,7 +122,7 @@ def test_the_time_line_adds_up_to_the_summary(engine):
 
 def test_details_are_every_rows_routing(engine):
     _, steps = answer(engine, policy="truncation", budget=8)
-    step = next(one for one in steps if one.kind == "tree" and len(one.tree.parents) > 4)
+    step = max((one for one in steps if one.kind == "tree"), key=lambda one: len(one.tree.parents))
     details = detailed_frame(step)["details"]
     num_rows = len(step.tree.parents)
     ids, natural = (np.reshape(unpacked("H", details[name]), (8, num_rows, 8)) for name in ("ids", "natural"))

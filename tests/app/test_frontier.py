@@ -108,7 +108,7 @@ def test_what_is_reported_is_called_so_and_stands_apart(answers):
     assert not drawn & {one for row in REPORTED for one in (row.unbudgeted, row.budgeted)}
     assert [row["cells"][-1] for row in table["rows"]] == ["1.19", "1.26", "1.35"]
     note = reported_note(committed())
-    gain = speed(answers[f"moe-spec:substitution:12@{TREE}"]) / speed(answers[f"eagle3@{TREE}"])
+    gain = speed(answers[f"moe-spec:substitution:16@{TREE}"]) / speed(answers[f"eagle3@{TREE}"])
     assert "not measured by us" in note and f"{gain:.2f} for the embedded model" in note
 
 

@@ -147,7 +147,7 @@ def test_presets_set_the_controls_and_a_changed_control_is_no_preset(visitor):
     visitor.set_budget(21)
     expect(page.locator("#preset input:checked")).to_have_count(0, timeout=LONG)
     page.get_by_role("button", name="Reset these").first.click()
-    expect(page.get_by_label("number input for Experts per layer")).to_have_value("12", timeout=LONG)
+    expect(page.get_by_label("number input for Experts per layer")).to_have_value("16", timeout=LONG)
     expect(page.locator("#preset input:checked")).to_have_value("Balanced", timeout=LONG)
     expect(page.locator("#advice")).to_contain_text("modelled", timeout=LONG)
 

@@ -191,10 +191,10 @@ def test_the_cut_moves_the_budget_of_a_running_answer(watcher):
     part(page, "tail").focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
-    page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="15"]', timeout=LONG)
-    expect(page.locator("#budget input[type=number]")).to_have_value("15")
+    page.wait_for_selector(f'{FRAME}[data-status="writing"][data-budget="19"]', timeout=LONG)
+    expect(page.locator("#budget input[type=number]")).to_have_value("19")
     box = part(page, "tail").bounding_box()
-    page.mouse.move(box["x"] + box["width"] * 15 / 64, box["y"] + 30)
+    page.mouse.move(box["x"] + box["width"] * 19 / 64, box["y"] + 30)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 24 / 64, box["y"] + 30, steps=3)
     page.mouse.up()
