@@ -11,7 +11,7 @@ from tests.browser.browser import ROOT, open_browser, serve_page
 
 FOLDER = ROOT / "assets" / "screenshots"
 SIZES = {1440: 900, 390: 844}
-PROMPTS = ("Who are you?", "Tell me a short story.")
+PROMPTS = ("Tell me a short story.",)
 FRAME = "#live .mss"
 FRONTIER = ROOT / "assets" / "bench" / "frontier-cpu.html"
 
