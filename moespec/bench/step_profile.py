@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 NUM_PROFILED = 4  # steps
 # By what stands in a kernel's name, first match first; all else is "dense": projections, norms, output layer, drafting.
 _KINDS = {
-    "experts": ("gate_up", "down_kernel", "down_row", "combine_kernel"),
+    "experts": ("gate_up", "down_kernel", "combine_kernel"),
     "routing": ("select_kernel", "group_kernel"),
     "attention": ("fmha", "flash", "attention", "sdpa", "cutlassF"),
     "copies": ("Memcpy", "Memset"),

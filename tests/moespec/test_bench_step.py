@@ -97,7 +97,7 @@ def test_a_profile_is_summed_by_kind():
         "dense_ms": 0.1,
         "launches_per_layer": 6.0,  # copies are no kernels
     }
-    assert kind_of("gate_up_row_kernel") == kind_of("combine_kernel") == "experts"
+    assert kind_of("gate_up_kernel") == kind_of("combine_kernel") == "experts"
 
 
 def test_a_model_that_does_not_fit_is_refused(monkeypatch):
