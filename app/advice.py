@@ -7,16 +7,46 @@ marks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
 from app.frontier import COLOURS, Table
 from app.plots import GRID, in_both_themes
+from app.settings import Settings
+from moespec.advise.choice import DO_NOT, SPECULATE, WITH_A_BUDGET, WORTH_A_LOSS
+from moespec.config import TreeConfig
 from moespec.cost import ModelShape
 
 if TYPE_CHECKING:
-    from moespec.advise import Acceptance, Advice
+    from moespec.advise import Acceptance, Advice, Choice
+
+
+def recommended(advice: Advice) -> Settings | None:
+    """The page's settings of what the headline advises first, plain decoding included; None without a verdict."""
+    if advice.verdict == DO_NOT:
+        return Settings(budget=None, drafter="none")
+    choice = _advised(advice)
+    if choice is None:
+        return None
+    return Settings(budget=choice.budget, **asdict(TreeConfig.parse(choice.tree)))
+
+
+def advice_in_words(advice: Advice) -> str:
+    """The headline in the words of the page's controls."""
+    choice, lossless, budgeted = _advised(advice), advice.lossless, advice.budgeted
+    if choice is None:
+        return advice.headline
+    tree = TreeConfig.parse(choice.tree)
+    loaded = "no budget" if choice.budget is None else f"{choice.budget} experts per layer, lossy"
+    line = (
+        f"trees of up to {tree.total_tokens} rows, {tree.depth} deep, top-{tree.top_k}, least likely path "
+        f"{tree.min_path_p:g}, {loaded}: {choice.gain}"
+    )
+    if choice is lossless and budgeted is not None and budgeted.speedup > WORTH_A_LOSS * choice.speedup:
+        line += f"; with {budgeted.budget} experts per layer, lossy, {budgeted.speedup:.2f} times"
+    return f"{line}."
 
 
 def advice_lines(advice: Advice, accepted: str) -> list[str]:
@@ -138,6 +168,10 @@ def measured_steps(shape: dict[str, Any]) -> tuple[str, Sequence[tuple[int, floa
     about, steps = record["about"], record["steps"]
     points = [(step["num_rows"], step["in_plain_steps"]) for step in steps if step["budget"] is None]
     return f"{about['name']}, {about['threads']} threads", points
+
+
+def _advised(advice: Advice) -> Choice | None:
+    return {SPECULATE: advice.lossless, WITH_A_BUDGET: advice.budgeted}.get(advice.verdict)
 
 
 def _line(figure: go.Figure, name: str, x: Sequence[float], y: Sequence[float], style: int) -> None:

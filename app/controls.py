@@ -23,7 +23,7 @@ GROUPS = {
     "How far to guess": ("drafter", "total_tokens", "depth", "top_k", "min_path_p", "governor"),
     "How to write": ("temperature", "top_p", "max_new_tokens", "seed", "ignore_eos", "system"),
 }
-# What is told while an answer is written: budget and tree act at once, all of it decides which preset is shown.
+# What acts while an answer is written, and what presets, points and advice set: how answers are written stays as it is.
 LIVE = (*GROUPS["How much to load"], *GROUPS["How far to guess"])
 DRAFTER_LABELS = {"auto": "the model's own", "ngram": "n-gram look-up", "none": "none"}
 GOVERNOR_LABELS = {
@@ -68,23 +68,22 @@ def read(values: Sequence[Any]) -> Settings:
     return Settings.from_json(named)
 
 
-def values_of(settings: Settings, budget_shown: int | None = None) -> list[Any]:
-    """What the widgets show for these settings; `budget_shown`: where the slider stands without a budget."""
+def values_of(settings: Settings, names: Sequence[str] = NAMES) -> list[Any]:
+    """What the widgets of these names show for the settings."""
     named = settings.to_json() | {LOSSLESS: settings.budget is None and not settings.method}
     if settings.budget is None:
-        named["budget"] = budget_shown or Settings.budget
-    return [named[name] for name in NAMES]
+        named["budget"] = Settings.budget  # where the slider stands without one
+    return [named[name] for name in names]
 
 
 def _defaults(names: Sequence[str]) -> Any:
-    values = dict(zip(NAMES, values_of(Settings()), strict=True))
-    return lambda: [values[name] for name in names]
+    return lambda: values_of(Settings(), names)
 
 
 def _load() -> dict[str, Any]:
     with gr.Row():
         lossless = gr.Checkbox(
-            False, label="No budget", info="Lossless: every expert that the router asks for.", min_width=130
+            False, label="No budget", info="Lossless: every expert that the router asks for.", elem_classes="tick"
         )
         # The ends are the loaded model's top-k and experts, once it is there.
         budget = gr.Slider(
@@ -105,8 +104,9 @@ def _load() -> dict[str, Any]:
             value=Settings.row_weight, label="Weight of a row", info="How much a guess counts; first the paper's.",
         )  # fmt: skip
         protect_root = gr.Checkbox(
-            False, label="Protect the root", info="Its token is already written: never take its experts."
-        )
+            False, label="Protect the root", info="Its token is already written: never take its experts.",
+            elem_classes="tick",
+        )  # fmt: skip
         method = gr.Textbox(
             "", label="Another method", placeholder="oea:k0=2", max_lines=1,
             info="A rival's setting, instead of the budget: oea:k0=, sere:s=, accept-moe-like:scale=, top-s:s=",
@@ -164,7 +164,9 @@ def _write() -> dict[str, Any]:
         )
     with gr.Row():
         seed = gr.Number(Settings.seed, precision=0, label="Seed", info="Same seed, same text.", min_width=90)
-        ignore_eos = gr.Checkbox(False, label="Keep writing", info="Past its end, to watch for longer.", min_width=120)
+        ignore_eos = gr.Checkbox(
+            False, label="Keep writing", info="Past its end, to watch for longer.", elem_classes="tick"
+        )
         system = gr.Textbox(
             "", label="System prompt", info="Stands before the conversation.",
             placeholder="none", max_lines=2, max_length=MAX_SYSTEM_CHARACTERS, scale=3,

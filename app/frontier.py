@@ -22,7 +22,6 @@ from moespec.quality.frontier import frontier_figure
 from moespec.quality.summary import MARGIN, ArmQuality, summarise
 
 RECORD = Path(__file__).resolve().parent.parent / "assets" / "bench" / "frontier-cpu.jsonl.xz"
-LABELLED = range(17)  # budgets whose points are named in the figure: those of larger ones lie on each other
 # Of middle lightness, for both themes. Symbols tell lines apart without them.
 COLOURS = ("#0d9488", "#8b6fd0", "#c2760c", "#5b84b1")
 Table = dict[str, Any]  # what `points.points_table` shows
@@ -95,7 +94,6 @@ def committed_figure(record: Committed) -> go.Figure:
         trace.update(
             name=_line_name(trace.name),
             mode="markers" if found == [record.reference] else "lines+markers+text",
-            text=[label if one.budget in LABELLED else "" for label, one in zip(trace.text, settings, strict=True)],
             line_color=colour,
             customdata=[json.dumps(one.changed()) for one in settings],
             hovertext=[

@@ -11,11 +11,18 @@ CSS = """
 #masthead p { display: inline; margin: 0 0 0 12px; color: var(--body-text-color-subdued); }
 #device p, #advice p, #replay-hint p { font-size: 11px; color: var(--body-text-color-subdued); }
 #advice p { margin: 0; }
+#advice-row { flex-wrap: nowrap; align-items: center; gap: 8px; }
+#use-advice { flex: none !important; min-width: 0 !important; align-self: center; padding: 2px 10px; }
+#send, #stop { align-self: stretch; font-weight: 600; }
+#stop, body:has(#live .mss:is([data-status="waiting"], [data-status="writing"])) #send { display: none; }
+body:has(#live .mss:is([data-status="waiting"], [data-status="writing"])) #stop { display: inline-flex; }
 #examples .gallery, #examples .gallery > * { flex-wrap: nowrap; }
 #examples .gallery { overflow-x: auto; padding-bottom: 4px; }
 #examples .gallery button { white-space: nowrap; flex: none; }
 #examples > .label { display: none; }
 #preset label { padding: 3px 8px; }
+/* A checkbox has no width of its own: its name would be cut off. */
+.tick { min-width: min(130px, 100%) !important; }
 .reset { align-self: flex-start; width: auto !important; flex: none; font-weight: 400; }
 .slider_input_container input[type="range"] { min-width: 40px !important; flex: 1 1 auto; }
 #frontier-plot, #sweep-plot, #calculator-plot { min-height: 440px; }
@@ -23,6 +30,10 @@ CSS = """
 .prose table { word-break: normal; overflow-wrap: normal; }
 .prose h2 { font-size: 16px; }
 @media (max-width: 700px) {
+  #talk { display: contents; }
+  #talk > *, #panels { flex: 1 1 100%; width: 100%; max-width: 100%; min-width: 0 !important; }
+  #panels { order: 1; }
+  #knobs { order: 2; }
   #masthead p { display: block; margin: 2px 0 0; }
   .about-part { flex-direction: column; }
   .about-part > * { width: 100%; }

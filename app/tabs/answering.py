@@ -19,6 +19,7 @@ from app.live import Growing, live_frame, notice
 from app.messages import History, plain, shown
 from app.recordings import Recording, Recordings
 from app.service import Service
+from app.stepping import MAX_TOGETHER
 from app.zero import CutOffError
 from moespec import RunSummary, StepTrace
 
@@ -109,6 +110,15 @@ class Answering:
             yield gr.skip(), notice("done", "Stopped before it began."), gr.skip(), gr.skip(), gr.skip()
             return
         yield gr.skip(), gr.skip(), _figure(recording), gr.skip(), gr.skip()
+
+
+def join_queue(service: Service, session: str, visitor: str = "") -> tuple[int, dict]:
+    """(the ticket, what the live panels say)"""
+    place = service.queue.enter(session, visitor)
+    if place.num_before < MAX_TOGETHER:
+        return place.ticket, notice("waiting", "Reading the prompt…")
+    message = f"{MAX_TOGETHER} answers are written at a time, and {place.num_before} came first. Yours comes after."
+    return place.ticket, notice("waiting", message)
 
 
 def kept_history(messages: History, values: tuple) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from app import controls as controls_module
-from app.controls import Controls, preset_of, read, values_of
+from app.advice import advice_in_words, recommended
+from app.controls import LIVE, Controls, preset_of, read, slider_within, values_of
 from app.live import keeper, live_panels, notice
 from app.messages import History, plain, shown
 from app.recordings import Recordings
@@ -17,7 +17,7 @@ from app.service import UNMEASURED, Service
 from app.settings import PRESETS, Settings, presets
 from app.stepping import MAX_TOGETHER
 from app.tabs import AT_ONCE
-from app.tabs.answering import Answering, kept_history, refusal
+from app.tabs.answering import Answering, join_queue, kept_history, refusal
 
 EXAMPLES = [
     "What is 12 + 30?",
@@ -38,16 +38,13 @@ class Chat:
     def __init__(self, service: Service, recordings: Recordings, recorded: dict[str, Any]) -> None:
         self.service, self.recordings, self.recorded = service, recordings, recorded
         self.answering = Answering(service, recordings, recorded)
-        with gr.Row():
-            with gr.Column(scale=5, min_width=320):
+        # On a phone the panels stand between the conversation and what is set (theme.py).
+        with gr.Row(elem_id="studio"):
+            with gr.Column(scale=5, min_width=320, elem_id="talk"):
                 self._build_conversation()
-                self.preset = gr.Radio(
-                    [*PRESETS], value="Balanced", label="Preset", show_label=False, container=False, elem_id="preset"
-                )
-                self.advice = gr.Markdown("Advice for this machine: measuring it…", elem_id="advice")
-                with gr.Tabs():
-                    self.controls = Controls()
-            with gr.Column(scale=6, min_width=320):
+                with gr.Column(elem_id="knobs"):
+                    self._build_knobs()
+            with gr.Column(scale=6, min_width=320, elem_id="panels"):
                 self.live = live_panels(recordings, "live", recorded, movable=True)
                 self.device = gr.Markdown("Loading the model…", elem_id="device")
         with gr.Accordion("Look closer at the last answer", open=False):
@@ -67,8 +64,20 @@ class Chat:
                 show_label=False, placeholder="Write something and press Enter", autofocus=True, scale=6,
                 max_lines=4, label="Message", container=False, elem_id="prompt",
             )  # fmt: skip
-            self.stop = gr.Button("Stop", variant="stop", scale=1, min_width=70, elem_id="stop")
+            # One place for both: which of them is there is told by the panels' state (theme.py).
+            self.send = gr.Button("Send", variant="primary", size="md", scale=1, min_width=80, elem_id="send")
+            self.stop = gr.Button("Stop", variant="stop", size="md", scale=1, min_width=80, elem_id="stop")
         gr.Examples(EXAMPLES, self.prompt, label="Try one", elem_id="examples")
+
+    def _build_knobs(self) -> None:
+        self.preset = gr.Radio(
+            [*PRESETS], value="Balanced", label="Preset", show_label=False, container=False, elem_id="preset"
+        )
+        with gr.Row(elem_id="advice-row"):
+            self.advice = gr.Markdown("Advice for this machine: measuring it…", elem_id="advice")
+            self.use_advice = gr.Button("Use it", size="sm", visible=False, elem_id="use-advice")
+        with gr.Tabs():
+            self.controls = Controls()
 
     def wire(self, page: gr.Blocks) -> None:
         """Connects what is done to what happens."""
@@ -84,7 +93,8 @@ class Chat:
         # Queued: only of a queued event is the browser told that the ticket changed.
         asked: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
         outputs = [self.prompt, self.chat, self.live, self.ticket, self.keeper]
-        self.prompt.submit(self._ask, [self.prompt, self.markdown, self.chat, *controls.all], outputs, **asked)
+        asking = [self.prompt.submit, self.send.click]
+        gr.on(asking, self._ask, [self.prompt, self.markdown, self.chat, *controls.all], outputs, **asked)
         self.chat.retry(self._retry, [self.markdown, self.chat, *controls.all], outputs, **asked)
         self.chat.edit(self._edit, [self.markdown, self.chat, *controls.all], outputs, **asked)
         self.chat.undo(self._undo, [self.markdown, self.chat, *controls.all], outputs, **asked)
@@ -100,7 +110,7 @@ class Chat:
         controls["lossless"].change(
             lambda on: gr.Slider(interactive=not on), controls["lossless"], controls["budget"], **AT_ONCE
         )
-        self.preset.input(self._choose_preset, [self.preset, *controls.all], controls.all, **AT_ONCE)
+        self.preset.input(self._choose_preset, self.preset, controls.live, **AT_ONCE)
         self.live.cut(self._cut, None, [controls["lossless"], controls["budget"]], trigger_mode="multiple", **AT_ONCE)
         self.stop.click(self._halt, None, None, **AT_ONCE)
         self.view.click(self._render, [self.markdown, self.chat], [self.markdown, self.chat], **AT_ONCE)
@@ -111,7 +121,8 @@ class Chat:
         page.load(self._ready, sliders, [*sliders, self.device], **AT_ONCE)
         if self.service.is_to_change:
             gr.Timer(LOOK_S).tick(self._ready, sliders, [*sliders, self.device], **AT_ONCE)
-        page.load(self._advise, None, self.advice, **asked)
+        page.load(self._advise, None, [self.advice, self.use_advice], **asked)
+        self.use_advice.click(self._use_advice, None, controls.live, **AT_ONCE)
 
     # What a visitor does: each gives (prompt, chat, live, ticket, kept history).
 
@@ -172,13 +183,9 @@ class Chat:
             return preset_of(settings, self.service.info) if self.service.is_loaded else gr.skip()
         return gr.skip()
 
-    def _choose_preset(self, name: str, *values: Any) -> list[Any]:
-        """How answers are written stays as it is."""
+    def _choose_preset(self, name: str) -> list[Any]:
         info = self.service.info
-        chosen = dict(zip(controls_module.NAMES, values_of(presets(info.top_k, info.num_experts)[name]), strict=True))
-        now = dict(zip(controls_module.NAMES, values, strict=True))
-        apart = controls_module.GROUPS["How to write"]
-        return [now[key] if key in apart else chosen[key] for key in controls_module.NAMES]
+        return values_of(presets(info.top_k, info.num_experts)[name], LIVE)
 
     def _cut(self, moved: gr.EventData) -> tuple:
         info = self.service.info
@@ -216,26 +223,22 @@ class Chat:
     def _ready(self, budget: float, length: float) -> tuple:
         try:
             info, most = self.service.info, self.service.limits.max_new_tokens
-            within = controls_module.slider_within
-            budgets, lengths = within(info.top_k, info.num_experts, budget), within(min(16, most), most, length)
-            return budgets, lengths, device_line(self.service)
+            budgets = slider_within(info.top_k, info.num_experts, budget)
+            return budgets, slider_within(min(16, most), most, length), device_line(self.service)
         except ValueError as error:
             return gr.skip(), gr.skip(), f"**No model:** {error}"
 
-    def _advise(self) -> str:
+    def _advise(self) -> tuple:
         try:
-            return f"Advice for this machine, modelled: {self.service.advise().headline}"
+            advice = self.service.advise()
+            is_usable = recommended(advice) is not None
+            return f"Advice for this machine, modelled: {advice_in_words(advice)}", gr.update(visible=is_usable)
         except ValueError as error:
-            return f"No advice: {error}"
+            return f"No advice: {error}", gr.update(visible=False)
 
-
-def join_queue(service: Service, session: str, visitor: str = "") -> tuple[int, dict]:
-    """(the ticket, what the live panels say)"""
-    place = service.queue.enter(session, visitor)
-    if place.num_before < MAX_TOGETHER:
-        return place.ticket, notice("waiting", "Reading the prompt…")
-    message = f"{MAX_TOGETHER} answers are written at a time, and {place.num_before} came first. Yours comes after."
-    return place.ticket, notice("waiting", message)
+    def _use_advice(self) -> list[Any]:
+        settings = recommended(self.service.advise())
+        return [gr.skip()] * len(LIVE) if settings is None else values_of(settings, LIVE)
 
 
 def device_line(service: Service) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.controls import GROUPS, NAMES, Controls, values_of
+from app.controls import LIVE, Controls, values_of
 from app.frontier import (
     committed,
     committed_figure,
@@ -26,7 +26,6 @@ from app.tabs import AT_ONCE
 from app.tabs.calculator import Calculator
 from app.tabs.sweep import Sweep
 
-LOADED = (*GROUPS["How much to load"], *GROUPS["How far to guess"])  # how answers are written stays as it is
 READING = "Reading the committed record…"
 LOAD_HINT = "Hover over a point for its settings. Click it, or its row's button, to load them into the chat's controls."
 
@@ -55,7 +54,7 @@ def build(service: Service, controls: Controls, page: gr.Blocks, tab: gr.Tab) ->
         return load(service, data.settings)
 
     for rows, answer in ((table, line), (sweep.table, sweep.line)):
-        rows.chosen(chosen, None, [answer, *(controls[name] for name in LOADED)], **AT_ONCE)
+        rows.chosen(chosen, None, [answer, *controls.live], **AT_ONCE)
 
 
 def show_record(opened: bool) -> Any:
@@ -68,11 +67,10 @@ def show_record(opened: bool) -> Any:
 
 
 def load(service: Service, chosen: Any) -> tuple:
-    """(what is said, values of the chat's controls named in `LOADED`). What cannot be asked with changes nothing."""
+    """(what is said, values of the chat's live controls). What cannot be asked with changes nothing."""
     try:
         settings = Settings.from_json(chosen)
         service.check(settings)
     except (ValueError, TypeError) as error:
-        return said(f"Not loaded: {error}"), *[gr.skip()] * len(LOADED)
-    named = dict(zip(NAMES, values_of(settings), strict=True))
-    return said(f"Loaded into the chat's controls: {in_words(settings)}."), *[named[name] for name in LOADED]
+        return said(f"Not loaded: {error}"), *[gr.skip()] * len(LIVE)
+    return said(f"Loaded into the chat's controls: {in_words(settings)}."), *values_of(settings, LIVE)

@@ -17,14 +17,17 @@ HINT = "A trace is what `python -m moespec generate --trace FILE` writes, or wha
 
 def build(recordings: Recordings, examples: dict[str, Recording]) -> gr.HTML:
     """The panels, in which other tabs open recordings. examples: those that ship with us, by what they are called."""
+    first, recording = next(iter(examples.items()))
     with gr.Row(elem_id="replay-head"):
         choice = gr.Dropdown(
-            [*examples], value=None, label="What would you like to see again?",
+            [*examples], value=first, label="What would you like to see again?",
             info="Recorded answers; nothing is computed.", scale=3, elem_id="replay-choice",
         )  # fmt: skip
         file = gr.UploadButton("Open a trace…", file_types=[".jsonl"], scale=1, min_width=140, elem_id="replay-file")
     gr.Markdown(HINT, elem_id="replay-hint")
-    panels = live_panels(recordings, "replay", notice("idle", "Choose a recording, or open a file."), movable=False)
+    at_its_end = {"at": len(recording.steps) - 1}  # from where ▶ begins anew
+    still = opened(recording, "still", f"{about(recording)} Press ▶ to play it.", first) | at_its_end
+    panels = live_panels(recordings, "replay", still, movable=False)
 
     def show(name: str | None) -> Any:
         if name not in examples:

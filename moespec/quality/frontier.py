@@ -25,6 +25,14 @@ STYLES = (
     ("diamond", "top right"),
     ("triangle-up", "bottom left"),
 )
+# Of the figure's width and height: where a label's middle is from its point, and how large the label is.
+LABEL_AT = {
+    "top center": (0.0, 0.04),
+    "bottom center": (0.0, -0.04),
+    "top right": (0.03, 0.03),
+    "bottom left": (-0.03, -0.03),
+}
+LABEL_SIZE = (0.05, 0.05)
 
 
 # What a budget may not lose: its interval must end above.
@@ -49,6 +57,7 @@ def frontier_figure(entries: Sequence[ArmQuality], temperature: float) -> dict[s
             lines[name].append((place, entry))
     data = [_trace(name, sorted(points, key=lambda point: point[0]), *STYLES[n % len(STYLES)])
             for n, (name, points) in enumerate(sorted(lines.items()))]  # fmt: skip
+    _leave_out_crowded_labels(data)
     data += references
     return {
         "data": data,
@@ -106,6 +115,23 @@ def _line_and_place(arm: str) -> tuple[str, _Place | None]:
     is_size = size.replace(".", "", 1).isdecimal()
     line = ":".join(filter(None, [method, others if is_size else "".join(parts)]))
     return line + mark + tree, _Place(float(size), first) if is_size else _Place(0.0, "")
+
+
+def _leave_out_crowded_labels(lines: list[dict[str, Any]]) -> None:
+    """Smaller budgets are named first, a label that would lie on another is left out: hovering names every point."""
+    x_all, y_all = ([value for line in lines for value in line[axis]] for axis in "xy")
+    width, height = (max(values, default=0) - min(values, default=0) or 1 for values in (x_all, y_all))
+    named: list[tuple[float, float]] = []
+    for place in range(max((len(line["text"]) for line in lines), default=0)):
+        for line in lines:
+            if place >= len(line["text"]):
+                continue
+            aside, above = LABEL_AT[line["textposition"]]
+            x, y = line["x"][place] / width + aside, line["y"][place] / height + above
+            if any(abs(x - other_x) < LABEL_SIZE[0] and abs(y - other_y) < LABEL_SIZE[1] for other_x, other_y in named):
+                line["text"][place] = ""
+            else:
+                named.append((x, y))
 
 
 def _trace(

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from app.advice import advice_lines, best_by_rows, break_even_figure, choices_table, floors_table
+from app.advice import (
+    advice_in_words,
+    advice_lines,
+    best_by_rows,
+    break_even_figure,
+    choices_table,
+    floors_table,
+    recommended,
+)
 from app.calculator import (
     ASSUMED,
     EMBEDDED,
@@ -134,6 +142,24 @@ def test_without_an_acceptance_there_is_no_verdict_and_no_recommendation():
     assert advice.headline.startswith("No verdict") and choices_table(advice)["rows"] == []
     assert len(drawn(question).data) == 1
     assert "Acceptance: not known." in " ".join(advice_lines(advice, question.accepted_in_words(advice)))
+
+
+def test_what_is_recommended_becomes_settings_of_the_page_and_words_for_them():
+    advice = QUESTION.advice(None)
+    settings = recommended(advice)
+    assert ",".join(f"{number:g}" for number in settings.tree_config.numbers) == advice.lossless.tree
+    assert settings.budget is None and settings.drafter == "auto"
+    words = advice_in_words(advice)
+    assert f"rows, {settings.depth} deep, top-{settings.top_k}" in words and "no budget" in words
+    assert advice.lossless.gain in words and "--" not in words
+
+
+def test_advice_against_speculation_recommends_plain_decoding_and_none_recommends_nothing():
+    never = replace(QUESTION, profile=TYPED_RATES, typed="0.05").advice(None)
+    assert never.headline.startswith("Do not speculate") and advice_in_words(never) == never.headline
+    assert recommended(never).drafter == "none" and recommended(never).budget is None
+    unknown = replace(QUESTION, profile=RECORDED).advice(None)
+    assert recommended(unknown) is None and advice_in_words(unknown) == unknown.headline
 
 
 def test_the_tables_are_the_advices_numbers_and_called_modelled():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.controls import NAMES, read, values_of
+from app.controls import LIVE, NAMES, read, values_of
 from app.frontier import (
     RECORD,
     REPORTED,
@@ -24,7 +24,7 @@ from app.frontier import (
     settings_of,
 )
 from app.settings import Settings
-from app.tabs.frontier import LOADED, load, show_record
+from app.tabs.frontier import load, show_record
 
 TREE = "16,8,3,0.12"
 
@@ -154,12 +154,12 @@ def test_loading_moves_what_is_loaded_and_guessed_and_nothing_else():
     said, *values = load(served(), chosen.changed())
     assert "B = 20, truncation" in said["message"]
     writing = Settings(budget=None, temperature=0.3, seed=9)
-    named = dict(zip(NAMES, values_of(writing), strict=True)) | dict(zip(LOADED, values, strict=True))
+    named = dict(zip(NAMES, values_of(writing), strict=True)) | dict(zip(LIVE, values, strict=True))
     after = read([named[name] for name in NAMES])
     assert (after.budget, after.policy, after.total_tokens) == (20, "truncation", 12)
     assert (after.temperature, after.seed) == (0.3, 9)
     said, *values = load(served(), settings_of(f"eagle3@{TREE}").changed())
-    assert dict(zip(LOADED, values, strict=True))["lossless"] is True
+    assert dict(zip(LIVE, values, strict=True))["lossless"] is True
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from app.places import Series
 from app.service import Service
 from app.settings import Settings
 from app.stepping import MAX_TOGETHER
-from app.tabs.chat import join_queue
+from app.tabs.answering import join_queue
 from moespec import StepTrace
 
 PROMPTS = ["Tell me a short story.", "What is 12 + 30?", "Who are you?", "What does river mean?"]

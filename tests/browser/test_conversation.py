@@ -133,7 +133,7 @@ def test_a_lost_connection_in_mid_answer_loses_nothing_that_was_there(browser, u
         assert written[:60] in visitor.answer.replace("\n", " ")
         visitor.ask("What is 2 + 3?")
         expect(page.locator("#chat .user")).to_have_count(2, timeout=LONG)
-        page.click("#stop")
+        visitor.wait("done")
         page.context.close()
 
 
@@ -149,7 +149,33 @@ def test_presets_set_the_controls_and_a_changed_control_is_no_preset(visitor):
     page.get_by_role("button", name="Reset these").first.click()
     expect(page.get_by_label("number input for Experts per layer")).to_have_value("16", timeout=LONG)
     expect(page.locator("#preset input:checked")).to_have_value("Balanced", timeout=LONG)
-    expect(page.locator("#advice")).to_contain_text("modelled", timeout=LONG)
+
+
+def test_the_advice_for_this_machine_can_be_used(visitor):
+    page = visitor.page
+    expect(page.locator("#advice")).to_contain_text("times plain decoding", timeout=LONG)
+    advised = page.locator("#advice").inner_text()
+    page.click("#use-advice")
+    expect(page.locator("#preset input:checked")).to_have_count(0, timeout=LONG)
+    assert ("no budget" in advised) == page.get_by_label("No budget").is_checked()
+    page.get_by_role("tab", name="How far to guess").click()
+    size, depth = (page.get_by_label(f"number input for {name}").input_value() for name in ("Tree size", "Depth"))
+    assert f"trees of up to {size} rows, {depth} deep" in advised
+
+
+def test_send_gives_way_to_stop_while_an_answer_is_written(browser, unhurried_address):
+    visitor = Visitor(browser, unhurried_address)
+    page = visitor.page
+    expect(page.locator("#stop")).to_be_hidden()
+    page.fill("#prompt textarea", "Tell me a story.")
+    page.click("#send")
+    visitor.wait("writing")
+    expect(page.locator("#send")).to_be_hidden()
+    page.click("#stop")
+    visitor.wait("done")
+    expect(page.locator("#send")).to_be_visible()
+    expect(page.locator("#stop")).to_be_hidden()
+    page.context.close()
 
 
 def test_an_adaptive_answer_is_lossless(visitor):

@@ -3,6 +3,8 @@ calculator answers."""
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -46,6 +48,17 @@ def test_a_click_on_a_point_loads_its_settings_into_the_chat(visitor):
     visitor.ask("What is 2 + 3?")
     page.wait_for_selector(f'{FRAME}[data-status="done"][data-budget="8"]', timeout=LONG)
     expect(page.locator('[data-figure="force"]')).to_have_text("budget 8, truncation")
+
+
+def test_no_points_name_lies_on_another(visitor):
+    page = visitor.page
+    open_tab(page)
+    names = page.locator("#frontier-plot .textpoint text").all()
+    boxes = [box for one in names if one.text_content() and (box := one.bounding_box())]
+    assert len(boxes) > 8
+    for one, other in itertools.combinations(boxes, 2):
+        is_aside = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
+        assert is_aside or one["y"] + one["height"] <= other["y"] or other["y"] + other["height"] <= one["y"]
 
 
 def test_a_row_loads_its_settings_by_key(visitor):

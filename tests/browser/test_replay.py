@@ -23,6 +23,14 @@ def open_file(page, path) -> None:
     page.locator("#replay-file input[type=file], #replay-head input[type=file]").first.set_input_files(path)
 
 
+def test_it_begins_with_a_recorded_answer_at_its_end(replay):
+    steps = len(STORY.read_text(encoding="utf-8").splitlines()) - 1
+    expect(replay.locator("#replay .mss-step-label")).to_have_text(f"step {steps} of {steps}", timeout=LONG)
+    expect(replay.locator("#replay .mss-tokens")).to_contain_text("Once upon a time", timeout=LONG)
+    replay.locator("#replay .mss-play").click()
+    expect(replay.locator("#replay .mss-step-label")).to_contain_text("step 3 of", timeout=LONG)
+
+
 def test_an_example_is_played_and_can_be_gone_through(replay):
     replay.get_by_label("What would you like to see again?").click()
     replay.get_by_role("option", name="Arithmetic, no budget").click()

@@ -141,7 +141,8 @@ def test_the_recommended_budget_is_the_fastest_that_loses_nothing():
 def test_policies_share_a_line_that_their_first_number_runs_along():
     names = ["sere:s=1,rho=0.3", "sere:s=2,rho=0.3", "moe-spec:b=12,score=natural", "accept-moe-like:commitment=path"]
     names += ["oracle", "oracle:b=12"]
-    entries = summarise([answer(arm, 0, 1.0, 10.0) for arm in ("eagle3@8,4,3,0", *(f"{n}@8,4,3,0" for n in names))])
+    arms = ["eagle3@8,4,3,0", *(f"{name}@8,4,3,0" for name in names)]
+    entries = summarise([answer(arm, 0, 1.0, 10.0 * 1.5**place) for place, arm in enumerate(arms)])
     lines = {trace["name"]: trace["text"] for trace in frontier_figure(entries, 0.0)["data"]}
     assert lines.pop("no budget: 100.0% (eagle3@8,4,3,0)") == [""]
     assert lines == {
@@ -150,6 +151,13 @@ def test_policies_share_a_line_that_their_first_number_runs_along():
         "accept-moe-like:commitment=path@8,4,3,0": [""],
         "oracle@8,4,3,0": ["", "b=12"],
     }
+
+
+def test_of_points_in_one_place_the_smallest_budget_is_named():
+    speeds = {"eagle3": 10.0, "truncation:12": 20.0, "truncation:8": 20.01, "truncation:24": 40.0}
+    arms = {name if name == "eagle3" else f"moe-spec:{name}": speed for name, speed in speeds.items()}
+    figure = frontier_figure(summarise([answer(arm, 0, 1.0, speed) for arm, speed in arms.items()]), 0.0)
+    assert figure["data"][0]["text"] == ["B=8", "", "B=24"]
 
 
 def test_a_budget_that_may_lose_more_than_the_margin_does_not_pass():
