@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from moespec.drafters.ngram import NgramDrafter
     from moespec.engine import Engine, EngineInfo
     from moespec.governors import parse_governor
+    from moespec.kept_costs import profile_costs
     from moespec.policies.base import ExpertPolicy
     from moespec.policies.parsing import parse_policy
     from moespec.policies.profiles import EMBEDDED_PROFILES
-    from moespec.profile import profile_costs
     from moespec.request import Request
     from moespec.trace import RunSummary, StepTrace, TraceHeader, write_trace
     from moespec.trace_reading import read_trace
@@ -33,10 +33,10 @@ _MODULES = {
     "drafters.ngram": ("NgramDrafter",),
     "engine": ("Engine", "EngineInfo"),
     "governors": ("parse_governor",),
+    "kept_costs": ("profile_costs",),
     "policies.base": ("ExpertPolicy",),
     "policies.parsing": ("parse_policy",),
     "policies.profiles": ("EMBEDDED_PROFILES",),
-    "profile": ("profile_costs",),
     "request": ("Request",),
     "trace": ("RunSummary", "StepTrace", "TraceHeader", "write_trace"),
     "trace_reading": ("read_trace",),

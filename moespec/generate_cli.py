@@ -48,7 +48,7 @@ def generate(args: argparse.Namespace, load: Callable[[argparse.Namespace], Engi
     """Refuse what can be refused before the pair is loaded, then stream."""
     from moespec import Control, GenerationConfig, TreeConfig, write_trace
     from moespec.governors import parse_governor
-    from moespec.profile import profile_costs
+    from moespec.kept_costs import profile_costs
 
     generation = GenerationConfig(
         max_new_tokens=args.max_new_tokens,

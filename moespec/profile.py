@@ -1,8 +1,8 @@
 """Measures what steps cost here (`cost_table.py`): real steps of real trees, of all sizes and budgets in turn.
 
-Owns which steps are run, how they are timed and where the table is kept between starts. A turn is a few steps of one
-kind, the first of which is not counted: it finds the caches as the kind before left them. Plain steps have a turn in
-every few, so that what else the machine does meets them as it meets the others.
+Owns which steps are run and how they are timed; `kept_costs.py` keeps the table. A turn is a few steps of one kind, the
+first of which is not counted: it finds the caches as the kind before left them. Plain steps have a turn in every few,
+so that what else the machine does meets them as it meets the others.
 """
 
 from __future__ import annotations
@@ -10,14 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import os
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,7 +41,6 @@ DRAFTS = (
 NUM_TIMED = 2  # steps of a turn that count
 PLAIN_EVERY = 8  # turns
 LEAST_ROUNDS = 2
-STEADY = 0.1  # median held-out error; two quiet cores gave 0.03
 NUM_TOKENS = 96  # of a conversation; then the next begins
 PROMPTS = (
     "Tell me a short story about a river and a stone.",
@@ -52,32 +48,6 @@ PROMPTS = (
     "What does the word river mean?",
     "Write down three things that a baker does in the morning.",
 )
-
-
-def profile_costs(engine: Engine, seconds: float = 10.0) -> CostTable:
-    """The table of this pair on this machine: the one kept from an earlier start, or measured now.
-
-    A table that does not predict its own points within `STEADY` was measured while something else held the machine: it
-    is used, but not kept. A kept file that cannot be read or is of another pair, machine or version is measured anew.
-    ValueError where there is no drafter, or none that drafts anything.
-    """
-    about = costs_key(engine)
-    path = cache_folder() / f"costs-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.json"
-    with contextlib.suppress(OSError, ValueError):
-        table = CostTable.load(path)
-        if table.about == about:
-            return table
-    table = measure_costs(engine, seconds)
-    if table.held_out_error <= STEADY:
-        with contextlib.suppress(OSError):  # nowhere to keep it: measured again next time
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, table)
-    return table
-
-
-def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/moespec-studio, or ~/.cache/moespec-studio."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moespec-studio"
 
 
 def costs_key(engine: Engine) -> dict[str, Any]:
@@ -118,22 +88,13 @@ Found = dict[Kind, list[StepTrace]]
 
 
 def measure_costs(engine: Engine, seconds: float = 10.0) -> CostTable:
-    """Rounds over all kinds until the time is over, at least two; one more before them, which compiles and captures.
+    """Rounds over all kinds until the time is over, at least two. The conversation is forgotten.
 
-    The conversation is forgotten. ValueError where there is no drafter, or none that drafts anything.
+    ValueError where there is no drafter, or none that drafts anything.
     """
-    about, control = costs_key(engine), Control()
+    about = costs_key(engine)
     kinds = kinds_of(engine.target.top_k, engine.target.num_experts)
-    found: Found = {}
-    prefix: list[int] = []
-    with contextlib.closing(_steps(engine, control, prefix)) as steps:
-        _round(kinds, 0, control, steps, {})
-        began = time.perf_counter()
-        for number in itertools.count(1):
-            _round(kinds, number, control, steps, found)
-            if number >= LEAST_ROUNDS and time.perf_counter() - began >= seconds:
-                break
-    engine.forget()
+    found, prefix = run_rounds(engine, kinds, LEAST_ROUNDS, seconds)
     return _table(engine, about, found, (min(prefix), max(prefix)))
 
 
@@ -142,6 +103,23 @@ def kinds_of(top_k: int, num_experts: int) -> list[Kind]:
     budgets = [None, *budget_ladder(top_k, num_experts)]
     kinds = [Kind(TreeConfig(rows, DEPTH, BRANCHING, 0), budget) for rows in ROWS for budget in budgets]
     return kinds + [Kind(TreeConfig(16, depth, top_k, 0), None) for depth, top_k in DRAFTS]
+
+
+def run_rounds(engine: Engine, kinds: Sequence[Kind], least: int, seconds: float = 0.0) -> tuple[Found, list[int]]:
+    """(steps by kind, positions before each), of rounds until the time is over, `least` at the least.
+
+    One more before them compiles and captures. The conversation is forgotten. ValueError where nothing is drafted.
+    """
+    control, found, prefix = Control(), dict[Kind, list[StepTrace]](), list[int]()
+    with contextlib.closing(_steps(engine, control, prefix)) as steps:
+        _round(kinds, 0, control, steps, {})
+        began = time.perf_counter()
+        for number in itertools.count(1):
+            _round(kinds, number, control, steps, found)
+            if number >= least and time.perf_counter() - began >= seconds:
+                break
+    engine.forget()
+    return found, prefix
 
 
 def _round(kinds: Sequence[Kind], number: int, control: Control, steps: Iterator[StepTrace], found: Found) -> None:
@@ -231,11 +209,3 @@ def _fingerprint(modules: Sequence[nn.Module]) -> str:
             first = parameter.flatten()[:16].float().cpu().numpy().tobytes()
             hashed.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} ".encode() + first)
     return hashed.hexdigest()[:16]
-
-
-def _replace(path: Path, table: CostTable) -> None:
-    """Written beside and moved: whoever reads meanwhile finds a whole file."""
-    handle, beside = tempfile.mkstemp(dir=path.parent)
-    os.close(handle)
-    table.save(Path(beside))
-    os.replace(beside, path)

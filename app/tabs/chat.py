@@ -28,6 +28,8 @@ EXAMPLES = [
 ]
 PLACEHOLDER = "**Ask the small model something.**\nIts answer streams here; how it is made, beside it."
 FORGOTTEN: dict[str, Any] = {"messages": [], "settings": {}}  # what the browser is to keep
+# A button that has gone takes the focus with it. Not where a keyboard would come up over the page.
+TO_PROMPT = "() => matchMedia('(pointer: fine)').matches && document.querySelector('#prompt textarea').focus()"
 LOOK_S = 5.0  # how often a page looks whether another model has taken over
 MEASURING = "Measuring what steps cost on this machine, once: the governor needs it. About ten seconds."
 
@@ -113,6 +115,7 @@ class Chat:
         self.preset.input(self._choose_preset, self.preset, controls.live, **AT_ONCE)
         self.live.cut(self._cut, None, [controls["lossless"], controls["budget"]], trigger_mode="multiple", **AT_ONCE)
         self.stop.click(self._halt, None, None, **AT_ONCE)
+        gr.on([self.send.click, self.stop.click], None, js=TO_PROMPT, **AT_ONCE)
         self.view.click(self._render, [self.markdown, self.chat], [self.markdown, self.chat], **AT_ONCE)
         self.chat.clear(self._clear, None, [self.live, self.plot, self.keeper], **AT_ONCE)
         self.keeper.restored(self._restore, self.markdown, [self.chat, *controls.all], **AT_ONCE)

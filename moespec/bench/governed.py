@@ -11,7 +11,7 @@ from moespec.bench.arms import Arm
 from moespec.cost_table import CostTable
 from moespec.engine import Engine
 from moespec.governors import Governor, parse_governor
-from moespec.profile import profile_costs
+from moespec.kept_costs import profile_costs
 
 
 class Governors:

@@ -108,7 +108,8 @@ class Utility:
     def _planned(self, tree: TreeConfig, budget: BudgetConfig) -> _Plan:
         """What the next steps go by, from what is known now."""
         candidates = self._candidates_for(budget)
-        rows_ms = [ms * self._times.ratio(num_rows) for num_rows, ms in enumerate(candidates.costs_ms, start=1)]
+        known_ms = candidates.costs_ms[: tree.total_tokens]  # of more rows nobody asks
+        rows_ms = [ms * self._times.ratio(num_rows) for num_rows, ms in enumerate(known_ms, start=1)]
 
         def cost_ms(top_k: int) -> CostMs:
             levels_ms = [self._costs.draft_ms(min(depth + 1, tree.depth), top_k) for depth in range(tree.depth + 1)]
