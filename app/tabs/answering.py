@@ -17,7 +17,7 @@ import gradio as gr
 from app.controls import read
 from app.live import Growing, live_frame, notice
 from app.messages import History, plain, shown
-from app.recordings import Recording, Recordings
+from app.recordings import Recordings
 from app.service import Service
 from app.stepping import MAX_TOGETHER
 from app.zero import CutOffError
@@ -44,7 +44,7 @@ class Visit(NamedTuple):
 
 
 class Answering:
-    """Streams answers of the chat: each frame gives (chat, live, plot, prompt, kept history).
+    """Streams answers of the chat: each frame gives (chat, live, finished recording's id, prompt, kept history).
 
     recorded: what the panels play where there is no conversation.
     """
@@ -72,7 +72,7 @@ class Answering:
             self._service.queue.leave(*visit)
 
     def _stream(self, visit: Visit, messages: History, markdown: bool, values: tuple) -> Iterator[tuple]:
-        """(chat, live frame, plot, prompt, kept) at most 20 times a second; the plot once, at the end."""
+        """(chat, live frame, id, prompt, kept) at most 20 times a second; the recording's id once, at the end."""
         service, settings = self._service, read(values)
         kept = service.fit(messages, settings)
         num_dropped = len(messages) - len(kept)
@@ -82,7 +82,7 @@ class Answering:
         grown, drawn, kept_at, shown_at = Growing(), None, time.monotonic(), 0.0
         for steps in service.stream(*visit, kept, settings):
             if not service.queue.expects(*visit):  # cleared: frames that were on their way have filled the chat again
-                yield [], self._recorded, None, gr.skip(), gr.skip()
+                yield [], self._recorded, "", gr.skip(), gr.skip()
                 return
             recording.add(steps)
             for step in steps:
@@ -109,7 +109,7 @@ class Answering:
         if drawn is None:
             yield gr.skip(), notice("done", "Stopped before it began."), gr.skip(), gr.skip(), gr.skip()
             return
-        yield gr.skip(), gr.skip(), _figure(recording), gr.skip(), gr.skip()
+        yield gr.skip(), gr.skip(), recording.id, gr.skip(), gr.skip()
 
 
 def join_queue(service: Service, session: str, visitor: str = "") -> tuple[int, dict]:
@@ -139,15 +139,6 @@ def worth_drawing(steps: list[StepTrace], before: StepTrace | None) -> StepTrace
     """The newest step with a tree: the last token of an answer often needs none."""
     trees = [step for step in steps if step.kind == "tree"]
     return trees[-1] if trees else before if before is not None and steps[-1].summary is not None else steps[-1]
-
-
-def _figure(recording: Recording) -> Any:
-    layers = [step.layers for step in recording.steps if step.kind == "tree"]
-    if not layers:
-        return gr.skip()
-    from app.plots import expert_figure  # plotly takes a second, and only this needs it
-
-    return expert_figure(layers, len(layers[0][0].score))
 
 
 def _ending(summary: RunSummary | None) -> str:

@@ -18,6 +18,7 @@ from app.settings import PRESETS, Settings, presets
 from app.stepping import MAX_TOGETHER
 from app.tabs import AT_ONCE
 from app.tabs.answering import Answering, join_queue, kept_history, refusal
+from app.tabs.closer import Closer
 
 EXAMPLES = [
     "What is 12 + 30?",
@@ -49,8 +50,7 @@ class Chat:
             with gr.Column(scale=6, min_width=320, elem_id="panels"):
                 self.live = live_panels(recordings, "live", recorded, movable=True)
                 self.device = gr.Markdown("Loading the model…", elem_id="device")
-        with gr.Accordion("Look closer at the last answer", open=False):
-            self.plot = gr.Plot(show_label=False)
+        self.closer = Closer(recordings)
         self.ticket = gr.State(0)  # of the answer asked for last
         self.keeper = keeper()
 
@@ -101,7 +101,7 @@ class Chat:
         self.chat.edit(self._edit, [self.markdown, self.chat, *controls.all], outputs, **asked)
         self.chat.undo(self._undo, [self.markdown, self.chat, *controls.all], outputs, **asked)
         # Only who was given a ticket waits for the engine.
-        answer_outputs = [self.chat, self.live, self.plot, self.prompt, self.keeper]
+        answer_outputs = [self.chat, self.live, self.closer.finished, self.prompt, self.keeper]
         self.ticket.change(
             self.answering.answer, [self.ticket, self.markdown, self.chat, *controls.all], answer_outputs, **engine_turn
         )
@@ -117,7 +117,9 @@ class Chat:
         self.stop.click(self._halt, None, None, **AT_ONCE)
         gr.on([self.send.click, self.stop.click], None, js=TO_PROMPT, **AT_ONCE)
         self.view.click(self._render, [self.markdown, self.chat], [self.markdown, self.chat], **AT_ONCE)
-        self.chat.clear(self._clear, None, [self.live, self.plot, self.keeper], **AT_ONCE)
+        cleared = [self.live, self.closer.plot, self.closer.finished, self.keeper]
+        self.chat.clear(self._clear, None, cleared, **AT_ONCE)
+        self.closer.wire()
         self.keeper.restored(self._restore, self.markdown, [self.chat, *controls.all], **AT_ONCE)
         page.unload(self._gone)
         sliders = [controls["budget"], controls["max_new_tokens"]]
@@ -202,7 +204,7 @@ class Chat:
 
     def _clear(self, request: gr.Request) -> tuple:
         self.service.queue.leave(request.session_hash or "")
-        return self.recorded, None, FORGOTTEN
+        return self.recorded, None, "", FORGOTTEN
 
     def _render(self, markdown: bool, history: History) -> tuple:
         """The other view: as text, or as Markdown."""

@@ -53,7 +53,12 @@ def test_without_a_budget_the_page_says_lossless_and_shows_the_closer_view(visit
     expect(page.locator('#live [data-figure="lossless"]')).to_have_text("lossless")
     expect(page.locator('#live [data-figure="mass"]')).to_have_text("100.0 %")
     page.get_by_text("Look closer at the last answer").click()
-    expect(page.locator(".js-plotly-plot")).to_be_visible(timeout=LONG)
+    plot = page.locator(".js-plotly-plot")
+    expect(plot).to_be_visible(timeout=LONG)
+    heat = "document.querySelector('.js-plotly-plot .heatmaplayer')"
+    before = page.evaluate(f"{heat}.innerHTML")
+    visitor.ask("Tell me a short story.")  # it follows while it is open
+    page.wait_for_function(f"before => {heat} && {heat}.innerHTML !== before", arg=before, timeout=LONG)
 
 
 def test_what_stands_before_is_said_to_make_an_answer_lossy(visitor):
