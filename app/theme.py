@@ -14,8 +14,8 @@ CSS = """
 #advice-row { flex-wrap: nowrap; align-items: center; gap: 8px; }
 #use-advice { flex: none !important; min-width: 0 !important; align-self: center; padding: 2px 10px; }
 #send, #stop { align-self: stretch; font-weight: 600; }
-#stop, body:has(#live .mss:is([data-status="waiting"], [data-status="writing"])) #send { display: none; }
-body:has(#live .mss:is([data-status="waiting"], [data-status="writing"])) #stop { display: inline-flex; }
+#stop, body:is([data-answer="waiting"], [data-answer="writing"]) #send { display: none; }
+body:is([data-answer="waiting"], [data-answer="writing"]) #stop { display: inline-flex; }
 #examples .gallery, #examples .gallery > * { flex-wrap: nowrap; }
 #examples .gallery { overflow-x: auto; padding-bottom: 4px; }
 #examples .gallery button { white-space: nowrap; flex: none; }

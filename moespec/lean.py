@@ -6,7 +6,7 @@ whole decoder is one call; any other policy is asked layer by layer. Experts tha
 function runs them. Knows nothing of trees, budgets or steps.
 
 Measured on 2 cores, fp32, 8 layers of width 256, 64 experts top-8, median ms of a token decoded plainly: transformers'
-generate 9.0, here 1.3 (`assets/bench/decode-cpu.json`).
+generate 8.7, here 1.4 (`assets/bench/decode-cpu.json`).
 """
 
 from __future__ import annotations

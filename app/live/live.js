@@ -21,6 +21,8 @@ const source = {
 function take(frame) {
   isFresh = false;
   root.dataset.status = frame.status || "idle";
+  // For the page's own style; told, because `:has` would look again at every change of the panels.
+  if (props.movable) document.body.dataset.answer = root.dataset.status;
   const isAside = frame.status === "error" && newestRun && newestRun.isRecording;
   setText(messageView, `${frame.message || ""}${isAside ? " (What plays here was recorded.)" : ""}`);
   if (["recorded", "opened", "still", "idle"].includes(frame.status)) forgetRuns();

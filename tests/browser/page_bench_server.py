@@ -11,16 +11,17 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from app.main import serve
+import serve  # noqa: F401  first: it sets the environment that the page is started in
+from app.main import serve as serve_at
 from app.service import Service
 from app.settings import Settings
-from app.tabs import chat
+from app.tabs import answering
 from moespec import StepTrace, read_trace
 
 STORY = Path(__file__).resolve().parents[2] / "assets" / "traces" / "story.jsonl"
 RATE_HZ, NUM_FRAMES = 20, 200
 STEADY = "steady"  # asked for this, the page is shown recorded steps
-own_frame, own_stream = chat.live_frame, Service.stream
+own_frame, own_stream = answering.live_frame, Service.stream
 
 
 def stamped_frame(*args: Any, message: str, **values: Any) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def _steady() -> Iterator[list[StepTrace]]:
 
 patched: Any = Service
 patched.stream = stream
-changed: Any = chat
+changed: Any = answering
 changed.live_frame = stamped_frame
 
 
@@ -71,7 +72,7 @@ def unwatched(service: Service) -> APIRouter:
 
 if __name__ == "__main__":
     served = Service()
-    page = serve(served, "127.0.0.1", int(os.environ["PORT"]))
+    page = serve_at(served, "127.0.0.1", int(os.environ["PORT"]))
     page.app.router.routes[:0] = unwatched(served).routes
-    served.start()
+    served.stepper.start()
     page.block_thread()
