@@ -35,16 +35,14 @@ def recommended(advice: Advice) -> Settings | None:
 
 def advice_in_words(advice: Advice) -> str:
     """The headline in the words of the page's controls."""
-    choice, lossless, budgeted = _advised(advice), advice.lossless, advice.budgeted
+    choice, budgeted = _advised(advice), advice.budgeted
     if choice is None:
-        return advice.headline
-    tree = TreeConfig.parse(choice.tree)
-    loaded = "no budget" if choice.budget is None else f"{choice.budget} experts per layer, lossy"
-    line = (
-        f"trees of up to {tree.total_tokens} rows, {tree.depth} deep, top-{tree.top_k}, least likely path "
-        f"{tree.min_path_p:g}, {loaded}: {choice.gain}"
-    )
-    if choice is lossless and budgeted is not None and budgeted.speedup > WORTH_A_LOSS * choice.speedup:
+        found = [choice for choice in (advice.lossless, budgeted) if choice is not None]
+        if advice.verdict != DO_NOT or not found:
+            return advice.headline
+        return f"guess nothing; the best would be {_in_words(max(found, key=lambda choice: choice.speedup))}."
+    line = f"{'only with a budget: ' if advice.verdict == WITH_A_BUDGET else ''}{_in_words(choice)}"
+    if choice.budget is None and budgeted is not None and budgeted.speedup > WORTH_A_LOSS * choice.speedup:
         line += f"; with {budgeted.budget} experts per layer, lossy, {budgeted.speedup:.2f} times"
     return f"{line}."
 
@@ -172,6 +170,15 @@ def measured_steps(shape: dict[str, Any]) -> tuple[str, Sequence[tuple[int, floa
 
 def _advised(advice: Advice) -> Choice | None:
     return {SPECULATE: advice.lossless, WITH_A_BUDGET: advice.budgeted}.get(advice.verdict)
+
+
+def _in_words(choice: Choice) -> str:
+    tree = TreeConfig.parse(choice.tree)
+    loaded = "no budget" if choice.budget is None else f"{choice.budget} experts per layer, lossy"
+    return (
+        f"trees of up to {tree.total_tokens} rows, {tree.depth} deep, top-{tree.top_k}, least likely path "
+        f"{tree.min_path_p:g}, {loaded}: {choice.gain}"
+    )
 
 
 def _line(figure: go.Figure, name: str, x: Sequence[float], y: Sequence[float], style: int) -> None:

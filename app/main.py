@@ -53,11 +53,11 @@ def build_app(service: Service, recordings: Recordings) -> gr.Blocks:
             with gr.Tab("Frontier") as tab:
                 frontier.build(service, chat.controls, page, tab)
             with gr.Tab("Replay", id=replay.TAB):
-                panels = replay.build(recordings, examples)
+                replayed = replay.build(recordings, examples)
             with gr.Tab("About"):
                 about.build(recordings, first)
         chat.wire(page)
-        compare.wire(page, tabs, panels)
+        compare.wire(page, tabs, replayed)
         add_endpoints(service)
     return page
 

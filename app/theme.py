@@ -14,8 +14,9 @@ CSS = """
 #advice-row { flex-wrap: nowrap; align-items: center; gap: 8px; }
 #use-advice { flex: none !important; min-width: 0 !important; align-self: center; padding: 2px 10px; }
 #send, #stop { align-self: stretch; font-weight: 600; }
-#stop, body:is([data-answer="waiting"], [data-answer="writing"]) #send { display: none; }
-body:is([data-answer="waiting"], [data-answer="writing"]) #stop { display: inline-flex; }
+/* Each is only ever hidden: Gradio repeats every rule under a prefix, to which a rule that shows it would lose. */
+body:is([data-answer="waiting"], [data-answer="writing"]) #send { display: none; }
+body:not([data-answer="waiting"], [data-answer="writing"]) #stop { display: none; }
 #examples .gallery, #examples .gallery > * { flex-wrap: nowrap; }
 #examples .gallery { overflow-x: auto; padding-bottom: 4px; }
 #examples .gallery button { white-space: nowrap; flex: none; }

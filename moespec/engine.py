@@ -19,6 +19,7 @@ from torch import Tensor
 from moespec.batch import answers
 from moespec.config import EMBEDDED_TARGET, BudgetConfig, GenerationConfig, TreeConfig
 from moespec.control import Control
+from moespec.cost_table import CostTable
 from moespec.drafters.base import Drafter
 from moespec.drafters.loading import find_drafter
 from moespec.drafters.stand_in import StandIn
@@ -77,6 +78,7 @@ class Engine:
         self._owner: int | None = None  # the thread whose generator holds the lock
         self.seats = Seats(len(target.layers), drafter)
         self.pieces = Pieces(target.tokenizer)
+        self.costs: CostTable | None = None  # what steps cost here, once somebody asked (`kept_costs.py`)
 
     @staticmethod
     def from_pretrained(

@@ -78,6 +78,7 @@ class Chat:
         with gr.Row(elem_id="advice-row"):
             self.advice = gr.Markdown("Advice for this machine: measuring it…", elem_id="advice")
             self.use_advice = gr.Button("Use it", size="sm", visible=False, elem_id="use-advice")
+        self.advised = gr.State(None)  # the settings that the line advises
         with gr.Tabs():
             self.controls = Controls()
 
@@ -126,8 +127,8 @@ class Chat:
         page.load(self._ready, sliders, [*sliders, self.device], **AT_ONCE)
         if self.service.is_to_change:
             gr.Timer(LOOK_S).tick(self._ready, sliders, [*sliders, self.device], **AT_ONCE)
-        page.load(self._advise, None, [self.advice, self.use_advice], **asked)
-        self.use_advice.click(self._use_advice, None, controls.live, **AT_ONCE)
+        page.load(self._advise, None, [self.advice, self.use_advice, self.advised], **asked)
+        self.use_advice.click(lambda settings: values_of(settings, LIVE), self.advised, controls.live, **AT_ONCE)
 
     # What a visitor does: each gives (prompt, chat, live, ticket, kept history).
 
@@ -236,14 +237,11 @@ class Chat:
     def _advise(self) -> tuple:
         try:
             advice = self.service.advise()
-            is_usable = recommended(advice) is not None
-            return f"Advice for this machine, modelled: {advice_in_words(advice)}", gr.update(visible=is_usable)
+            settings = recommended(advice)
+            words = f"Advice for this machine, modelled: {advice_in_words(advice)}"
+            return words, gr.update(visible=settings is not None), settings
         except ValueError as error:
-            return f"No advice: {error}", gr.update(visible=False)
-
-    def _use_advice(self) -> list[Any]:
-        settings = recommended(self.service.advise())
-        return [gr.skip()] * len(LIVE) if settings is None else values_of(settings, LIVE)
+            return f"No advice: {error}", gr.update(visible=False), None
 
 
 def device_line(service: Service) -> str:

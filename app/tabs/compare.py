@@ -84,14 +84,14 @@ class Compare:
         kind.change(lambda chosen: gr.Textbox(visible=chosen == OWN), kind, own, **AT_ONCE)
         return kind, own
 
-    def wire(self, page: gr.Blocks, tabs: gr.Tabs, panels: gr.HTML) -> None:
-        """Connects what is done to what happens. A link opens this tab of `tabs`; `panels` are the Replay tab's."""
+    def wire(self, page: gr.Blocks, tabs: gr.Tabs, replayed: tuple[gr.HTML, gr.Dropdown]) -> None:
+        """Connects what is done to what happens. A link opens this tab of `tabs`; `replayed` is of `replay.build`."""
         self.start.click(
             self._compare, [*self.form, *self.chat.controls.all], self.race, show_progress="hidden",
             concurrency_limit=None, api_visibility="private",
         )  # fmt: skip
         self.stop.click(self._halt, None, None, **AT_ONCE)
-        self.race.replay(self._replay, None, [tabs, panels], **AT_ONCE)
+        self.race.replay(self._replay, None, [tabs, *replayed], **AT_ONCE)
         page.load(
             self._open_link, None, [tabs, self.race, *self.form], concurrency_limit=None, show_progress="hidden",
             api_visibility="private",
@@ -165,8 +165,8 @@ class Compare:
             recording = self.recordings.of(asked.run)
         except ValueError as error:
             gr.Warning(str(error))
-            return gr.skip(), gr.skip()
-        return gr.Tabs(selected=replay.TAB), opened(recording, "opened", replay.about(recording), asked.title)
+            return (gr.skip(),) * 3
+        return gr.Tabs(selected=replay.TAB), opened(recording, "opened", replay.about(recording), asked.title), None
 
     def _open_link(self, request: gr.Request) -> list[Any]:
         """Fills the tab with a link's comparison and shows it. What cannot be read changes nothing else."""

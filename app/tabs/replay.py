@@ -15,8 +15,11 @@ TAB = "replay"  # its id
 HINT = "A trace is what `python -m moespec generate --trace FILE` writes, or what an answer in the chat is exported as."
 
 
-def build(recordings: Recordings, examples: dict[str, Recording]) -> gr.HTML:
-    """The panels, in which other tabs open recordings. examples: those that ship with us, by what they are called."""
+def build(recordings: Recordings, examples: dict[str, Recording]) -> tuple[gr.HTML, gr.Dropdown]:
+    """The panels, in which other tabs open recordings, and which of ours is open.
+
+    examples: those that ship with us, by what they are called.
+    """
     first, recording = next(iter(examples.items()))
     with gr.Row(elem_id="replay-head"):
         choice = gr.Dropdown(
@@ -37,16 +40,16 @@ def build(recordings: Recordings, examples: dict[str, Recording]) -> gr.HTML:
 
     def upload(path: str | None) -> Any:
         if path is None:
-            return gr.skip()
+            return gr.skip(), gr.skip()
         try:
             recording = recordings.open(Path(path))
-            return opened(recording, "opened", about(recording), Path(path).name)
+            return opened(recording, "opened", about(recording), Path(path).name), None  # none of ours is open
         except (ValueError, OSError) as error:
-            return notice("error", f"{error} What was open stays.")
+            return notice("error", f"{error} What was open stays."), gr.skip()
 
     choice.input(show, choice, panels, **AT_ONCE)
-    file.upload(upload, file, panels, **AT_ONCE)
-    return panels
+    file.upload(upload, file, [panels, choice], **AT_ONCE)
+    return panels, choice
 
 
 def about(recording: Recording) -> str:

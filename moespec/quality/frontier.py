@@ -145,6 +145,7 @@ def _trace(
         "x": [round(entry.tokens_per_s, 1) for _, entry in points],
         "y": [round(100 * found.mean, 2) for found in differences],
         "text": [place.label for place, _ in points],
+        "hovertext": [place.label for place, _ in points],
         "customdata": [entry.arm for _, entry in points],  # what a point is: a page may ask for its settings
         "textposition": label_place,
         "textfont": {"size": 10},

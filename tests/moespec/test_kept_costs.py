@@ -47,16 +47,16 @@ def test_a_kept_table_is_used_again(measured):
 
 
 def test_a_table_of_a_disturbed_machine_is_used_but_not_kept(measured, monkeypatch):
-    engine, steady = pair(), kept_costs.measure_costs
+    steady = kept_costs.measure_costs
 
     def disturbed(engine, seconds):
         return replace(steady(engine, seconds), held_out_error=0.3)
 
     monkeypatch.setattr(kept_costs, "measure_costs", disturbed)
-    assert profile_costs(engine).held_out_error == 0.3
+    assert profile_costs(pair()).held_out_error == 0.3
     monkeypatch.setattr(kept_costs, "measure_costs", steady)
-    assert profile_costs(engine).held_out_error < 0.1
-    profile_costs(engine)
+    assert profile_costs(pair()).held_out_error < 0.1
+    profile_costs(pair())
     assert len(measured) == 2
 
 
@@ -96,7 +96,7 @@ def test_without_a_drafter_there_is_no_table(measured):
         profile_costs(Engine.from_model(tiny_model("olmoe")))
 
 
-def steps_that_take(known, plain=1.0, draft=1.0, rest=1.0):
+def steps_that_take(known, plain=1.0, draft=1.0, rest=1.0, is_empty=False):
     """What the probe would find: the table's times, by so much more."""
 
     def steps(num_rows, factor, draft_ms):
@@ -107,7 +107,7 @@ def steps_that_take(known, plain=1.0, draft=1.0, rest=1.0):
     drafting = draft * known.draft_ms(8, 8)
     return lambda engine, kinds, least: (
         {PLAIN: steps(1, 1.0, 0.0)}
-        | {kind: steps(rows, rest, drafting) for kind, rows in zip(kinds, PROBED_ROWS, strict=True)},
+        | {kind: steps(1 if is_empty else rows, rest, drafting) for kind, rows in zip(kinds, PROBED_ROWS, strict=True)},
         [],
     )
 
@@ -117,9 +117,10 @@ def steps_that_take(known, plain=1.0, draft=1.0, rest=1.0):
     [
         ({}, True),
         ({"plain": 1.3, "draft": 1.1, "rest": 0.9}, True),
+        ({"is_empty": True}, True),  # look-up that found nothing in so few steps
         ({"plain": 0.4}, False),
         ({"plain": 1.7}, False),
-        ({"draft": 0.7}, False),
+        ({"draft": 0.3}, False),
         ({"rest": 1.4}, False),
     ],
     ids=str,
@@ -137,9 +138,20 @@ def test_a_table_of_a_machine_that_has_changed_is_measured_anew(measured, monkey
     assert len(measured) == 2 and len(list(cache_folder().iterdir())) == 1
 
 
-def test_the_probe_leaves_the_engine_as_it_was():
+def test_an_engine_tries_its_table_once(measured, monkeypatch):
+    profile_costs(pair())
+    tried = []
+    monkeypatch.setattr(kept_costs, "still_holds", lambda engine, table: tried.append(engine) or True)
     engine = pair()
-    *_, before = engine.generate([3, 1, 4])
-    still_holds(engine, table())
-    *_, after = engine.generate([3, 1, 4])
-    assert after.summary.token_ids == before.summary.token_ids
+    assert profile_costs(engine) is profile_costs(engine) and tried == [engine] and len(measured) == 1
+
+
+def test_the_probe_runs_real_steps_and_leaves_no_conversation():
+    engine = pair()
+    steps = []
+    own = engine.generate
+    engine.generate = lambda *args, **more: map(lambda step: steps.append(step) or step, own(*args, **more))
+    assert still_holds(engine, table()) in (True, False)
+    rows = {len(step.tree.parents) for step in steps if step.tree}
+    assert rows >= set(PROBED_ROWS) and any(step.tree is None for step in steps)
+    assert engine.seat_for([1, 2, 3]).conversation.token_ids == []
