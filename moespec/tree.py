@@ -16,6 +16,9 @@ from moespec.config import TreeConfig
 from moespec.types import DraftTree, ancestor_mask
 
 NUM_ALTERNATIVES = 5  # what a reader of the trace wants to see below a node
+# Times as likely as the least path that is kept: below less likely nodes nothing is looked for. Of what a pass of the
+# drafter finds there most could not be kept, and it costs as much as any other.
+SEARCHED = 2.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,11 @@ def least_logp(config: TreeConfig) -> float:
     return math.log(config.min_path_p) if config.min_path_p else -1e30
 
 
+def least_searched_logp(config: TreeConfig) -> float:
+    """The least of a node that children are looked for below. Below the root they always are."""
+    return least_logp(config) + math.log(SEARCHED)
+
+
 def best_tokens(logits_NV: Tensor, num_best: int) -> Best:
     """The likeliest next tokens of each row; no temperature: children are a top-k set."""
     logp_NV = logits_NV.float().log_softmax(dim=-1)
@@ -69,8 +77,8 @@ def grow_tree(
     device, least = root_best[0].device, least_logp(config)
     growth = _Growth(root_best, config, vocab_map)
     while growth.level < config.depth:
-        if config.min_path_p and float(growth.frontier_logp_N[0]) < least:
-            break  # nothing below could be kept
+        if config.min_path_p and float(growth.frontier_logp_N[0]) < least_searched_logp(config):
+            break
         growth.expand(scorer)
     tree = growth.select(torch.tensor([root], device=device), torch.tensor(least, dtype=torch.float32, device=device))
     assert tree.num_valid is not None
@@ -190,20 +198,24 @@ class _Growth:
     def select(self, root_1: Tensor, least: Tensor) -> DraftTree:
         """The best candidates as a tree in pool order behind the root, at most `total_tokens` rows with it.
 
-        Those less likely than `least` are its last rows, and no valid ones.
+        Those less likely than `least`, and those that were not looked for, are its last rows, and no valid ones.
         """
         tokens_P, logp_P, parents_P = (torch.cat(parts) for parts in zip(*self._levels, strict=True))
         levels_P = torch.cat([torch.full_like(part, n + 1) for n, (part, _, _) in enumerate(self._levels)])
+        # One slot more, so that index -1, the root, is one to look below.
+        is_root_1 = torch.ones_like(root_1, dtype=torch.bool)
+        is_searched_P = torch.cat([logp_P >= least + math.log(SEARCHED), is_root_1])
+        found_logp_P = torch.where(is_searched_P[parents_P], logp_P, -torch.inf)
         # Stable: where a child is as likely as its parent, the parent comes first.
-        order_N = logp_P.sort(descending=True, stable=True).indices[: self._config.total_tokens - 1]
-        is_valid_N = logp_P[order_N] >= least
+        order_N = found_logp_P.sort(descending=True, stable=True).indices[: self._config.total_tokens - 1]
+        is_valid_N = found_logp_P[order_N] >= least
         ranks_N = torch.arange(len(order_N), device=order_N.device)
         chosen_N = order_N[torch.where(is_valid_N, order_N, self._size + ranks_N).argsort()]
-        # Row of each pool index; one slot more so that index -1, the root, finds row 0.
+        # Row of each pool index; the root finds row 0.
         rows_P = torch.zeros(self._size + 1, dtype=torch.long, device=order_N.device)
         rows_P[chosen_N] = ranks_N + 1
         parents_T = torch.cat([torch.full_like(root_1, -1), rows_P[parents_P[chosen_N]]])
-        alt_ids_TA, alt_logp_TA = self._alternatives(rows_P, len(parents_T))
+        alt_ids_TA, alt_logp_TA = self._alternatives(rows_P, is_searched_P, len(parents_T))
         return DraftTree(
             tokens_T=torch.cat([root_1, self._target_ids(tokens_P)[chosen_N]]),
             parents_T=parents_T,
@@ -226,14 +238,15 @@ class _Growth:
         self._size += tokens_N.shape[0]
         return start
 
-    def _alternatives(self, rows_P: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-        """What the drafter saw below each row of the tree that it expanded; id -1 elsewhere."""
+    def _alternatives(self, rows_P: Tensor, is_searched_P: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+        """What the drafter saw below each row of the tree that was one to look below; id -1 elsewhere."""
         pool_X = torch.cat([pool for pool, _, _ in self._expanded])
         ids_XA = self._target_ids(torch.cat([ids for _, ids, _ in self._expanded]))[:, :NUM_ALTERNATIVES]
         logp_XA = torch.cat([logp for _, _, logp in self._expanded])[:, :NUM_ALTERNATIVES]
         rows_X = rows_P[pool_X]
         # Candidates that were expanded but not chosen also find row 0; only the first expansion is the root's.
-        rows_X = torch.where((rows_X == 0) & (pool_X >= 0), num_rows, rows_X)
+        is_other_X = (rows_X == 0) & (pool_X >= 0) | ~is_searched_P[pool_X]
+        rows_X = torch.where(is_other_X, num_rows, rows_X)
         alt_ids_TA = ids_XA.new_full((num_rows + 1, ids_XA.shape[1]), -1)
         alt_logp_TA = logp_XA.new_full(alt_ids_TA.shape, -torch.inf)
         alt_ids_TA[rows_X], alt_logp_TA[rows_X] = ids_XA, logp_XA

@@ -7,16 +7,18 @@ count as rows that were not accepted. Knows nothing of engines or costs.
 
 from __future__ import annotations
 
+import math
 import statistics
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, takewhile
+from itertools import takewhile
 
 from moespec.advise.acceptance import TRIED, Candidate
 from moespec.config import TreeConfig
 from moespec.trace import StepTrace, TreeTrace
+from moespec.tree import SEARCHED
 
 LARGE = TreeConfig(64, 8, 8, min_path_p=0)
 DEPTHS, BRANCHINGS, LEAST_PS = (2, 4, 8), (2, 3, 8), (0, 0.05, 0.12, 0.25)
@@ -27,27 +29,30 @@ class Growth:
     """One step's nodes as a growth of some depth and branching would have had them, likeliest first.
 
     path_p_N      of the nodes, falling
-    accepted_N    how many of the first nodes were accepted: one entry more than there are nodes, from 0
+    above_p_N     of what each hangs below, infinite for the root
+    accepted_N    whether each was accepted
     frontier_p_L  path probability of the likeliest node of each level
     num_nodes     of the growth, those included that the large tree had no row for
     """
 
     path_p_N: list[float]
-    accepted_N: list[int]
+    above_p_N: list[float]
+    accepted_N: list[bool]
     frontier_p_L: list[float]
     num_nodes: int
 
     def cut(self, config: TreeConfig) -> tuple[int, int, int]:
         """(rows, levels drafted, accepted draft tokens) of the tree asked for."""
         if not config.min_path_p:
-            num_nodes, num_levels = min(self.num_nodes, config.total_tokens - 1), config.depth
-        else:
-            likely = bisect_right(self.path_p_N, -config.min_path_p, key=lambda p: -p)
-            num_nodes = min(likely, config.total_tokens - 1)
-            # A level is drafted below every one whose likeliest node could still be kept.
-            above = takewhile(lambda p: p >= config.min_path_p, self.frontier_p_L[: config.depth - 1])
-            num_levels = 1 + sum(1 for _ in above)
-        return 1 + num_nodes, num_levels, self.accepted_N[min(num_nodes, len(self.path_p_N))]
+            num_nodes = min(self.num_nodes, config.total_tokens - 1)
+            return 1 + num_nodes, config.depth, sum(self.accepted_N[:num_nodes])
+        least, least_searched = config.min_path_p, SEARCHED * config.min_path_p
+        num_likely = bisect_right(self.path_p_N, -least, key=lambda p: -p)
+        pairs = zip(self.accepted_N[:num_likely], self.above_p_N, strict=False)
+        kept = [accepted for accepted, above_p in pairs if above_p >= least_searched][: config.total_tokens - 1]
+        # A level is drafted below every one whose likeliest node is to be looked below.
+        above = takewhile(lambda p: p >= least_searched, self.frontier_p_L[: config.depth - 1])
+        return 1 + len(kept), 1 + sum(1 for _ in above), sum(kept)
 
 
 def growth_of(tree: TreeTrace, depth: int, top_k: int) -> Growth:
@@ -65,10 +70,11 @@ def growth_of(tree: TreeTrace, depth: int, top_k: int) -> Growth:
         frontier = _likeliest(level, tree, top_k)
         frontier_p_L.append(tree.path_p[frontier[0]])
     ordered = _likeliest(nodes, tree, len(nodes))
-    accepted_N = [0, *accumulate(int(tree.accepted[row]) for row in ordered)]
+    above_p_N = [tree.path_p[parent] if (parent := tree.parents[row]) else math.inf for row in ordered]
     is_full = len(tree.parents) == LARGE.total_tokens  # else the drafter knew no more
     num_nodes = top_k + (depth - 1) * top_k**2 if is_full else len(nodes)
-    return Growth([tree.path_p[row] for row in ordered], accepted_N, frontier_p_L, num_nodes)
+    accepted_N = [tree.accepted[row] for row in ordered]
+    return Growth([tree.path_p[row] for row in ordered], above_p_N, accepted_N, frontier_p_L, num_nodes)
 
 
 def candidates_of(steps: Sequence[StepTrace]) -> list[Candidate]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from moespec.bench.agreement import agreement_by_position, replay
 from moespec.bench.arms import Arm
 from moespec.bench.contestants import Contestants, Written
-from moespec.bench.timed import Timed
+from moespec.bench.timed import Timed, middle_place
 from moespec.engine import Engine
 from moespec.trace import RunSummary
 
@@ -27,11 +27,12 @@ BLOCK = 8  # prompts that an arm answers in a row
 class ArmMeasurements:
     """What was seen of one arm; all lists have one entry per prompt. The replay's are empty for lossless arms.
 
-    timed, summaries: of the answer whose speed is the middle one of all rounds'.
+    timed, summaries: of the answer whose speed is the middle one of all rounds'. rounds: of every round.
     """
 
     arm: Arm
     timed: list[Timed] = field(default_factory=list)
+    rounds: list[list[Timed]] = field(default_factory=list)
     summaries: list[RunSummary] = field(default_factory=list)
     equal_prefix: list[int] = field(default_factory=list)
     agreement: list[list[bool]] = field(default_factory=list)
@@ -108,16 +109,13 @@ def _measure_speed(
                 found[entry.arm.key][place].append(contestants.write(entry.arm, prompts[place].token_ids))
         progress(f"speed: round {number + 1} of {num_rounds}, prompt {block[-1] + 1} of {len(prompts)}")
     for entry in measured:
-        middle = [_of_middle_speed(rounds) for rounds in found[entry.arm.key]]
+        entry.rounds = [[written.timed for written in rounds] for rounds in found[entry.arm.key]]
+        # An arm's texts of one prompt may differ where a governor chooses budgets.
+        pairs = zip(found[entry.arm.key], entry.rounds, strict=True)
+        middle = [rounds[middle_place(timed)] for rounds, timed in pairs]
         entry.timed = [written.timed for written in middle]
         entry.summaries = [written.summary for written in middle if written.summary is not None]
     return {key: [rounds[-1].token_ids for rounds in answers] for key, answers in found.items()}
-
-
-def _of_middle_speed(rounds: list[Written]) -> Written:
-    """Of one arm's answers to one prompt; the texts may differ where a governor chooses budgets."""
-    by_speed = sorted(rounds, key=lambda written: written.timed.seconds / max(1, written.timed.num_tokens))
-    return by_speed[(len(by_speed) - 1) // 2]
 
 
 def _spread(num_all: int, num_wanted: int) -> list[int]:

@@ -1,7 +1,7 @@
 """`python -m moespec bench methods`: every method on the same prompts; a table, or the record as the last line.
 
-Owns the order of things and the comparison of governors with fixed settings, class of prompts by class. How arms are
-measured is `measure.py`'s, which arms there are `methods.py`'s.
+Owns the order of things and the tables. How arms are measured is `measure.py`'s, which there are `methods.py`'s, what
+governors are held against `rivals.py`'s.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 from moespec.bench.arms import LARGE, Arm
 from moespec.bench.cli import add_prompt_arguments, chosen_prompts, record_head
 from moespec.bench.contestants import Contestants
-from moespec.bench.measure import ArmMeasurements, BenchPrompt, measure
+from moespec.bench.measure import ArmMeasurements, measure
 from moespec.bench.methods import groups, matched_arms
 from moespec.bench.report import arm_record
-from moespec.bench.timed import overall, paired_ratio
+from moespec.bench.rivals import governor_ratios
 from moespec.engine import Engine
 from moespec.policies.profiles import profiles_folder
 from moespec.quality.items import own_items
@@ -63,7 +63,7 @@ def bench_methods(engine: Engine, target: str | Path, args: argparse.Namespace) 
         "groups": [
             {"name": name, "arms": [_record(entry, scores) for entry in entries]} for name, entries in measured.items()
         ],
-        "governors": [row for entries in measured.values() for row in _governor_ratios(entries, prompts)],
+        "governors": [row for entries in measured.values() for row in governor_ratios(entries, prompts)],
     }
     print(json.dumps(document) if args.json else _tables(document))
     return 0
@@ -91,36 +91,6 @@ def _record(measured: ArmMeasurements, scores: dict[str, list[float]]) -> dict[s
         "lossless": not measured.arm.is_lossy,
         "exact_match": round(statistics.fmean(found), 4) if found else None,
     }
-
-
-def _governor_ratios(all_measured: Sequence[ArmMeasurements], prompts: Sequence[BenchPrompt]) -> list[dict[str, Any]]:
-    """Of one group, per governor and class of prompts: against the fastest fixed setting that it might have chosen,
-    found on these very prompts, and against plain decoding. Paired by prompt, with 95 % intervals."""
-    places: dict[str, list[int]] = {"all": list(range(len(prompts)))}
-    for place, prompt in enumerate(prompts):
-        places.setdefault(prompt.name.rsplit("-", 1)[0], []).append(place)
-    plain = next(entry for entry in all_measured if entry.arm.name == "plain")
-    found = []
-    for entry in (entry for entry in all_measured if entry.arm.governor != "fixed"):
-        allowed = [rival for rival in all_measured if rival.arm.governor == "fixed" and _might_choose(entry.arm, rival)]
-        for name, chosen in places.items():
-            timed = {m.arm.key: [m.timed[n] for n in chosen] for m in (*allowed, entry, plain)}
-            best = max(allowed, key=lambda rival: overall(timed[rival.arm.key]))
-            found.append(
-                {"governor": entry.arm.key, "class": name, "num_prompts": len(chosen), "best_fixed": best.arm.key}
-                | {"to_best_fixed": paired_ratio(timed[entry.arm.key], timed[best.arm.key])}
-                | {"to_plain": paired_ratio(timed[entry.arm.key], timed[plain.arm.key])}
-            )
-    return found
-
-
-def _might_choose(governed: Arm, rival: ArmMeasurements) -> bool:
-    """Lossless settings; MoE-Spec's, too, that keep the floor."""
-    if not rival.arm.is_lossy:
-        return True
-    is_moe_spec = rival.arm.budget is not None and isinstance(rival.arm.budget.policy, str)
-    floor = float(governed.governor.partition("=")[2] or 1)
-    return governed.has_floor and is_moe_spec and statistics.fmean(s.mass_kept for s in rival.summaries) >= floor
 
 
 def _tables(document: dict[str, Any]) -> str:

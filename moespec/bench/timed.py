@@ -26,6 +26,12 @@ def overall(answers: Sequence[Timed]) -> float:
     return sum(answer.num_tokens for answer in answers) / seconds if seconds else 0.0
 
 
+def middle_place(answers: Sequence[Timed]) -> int:
+    """Place of the answer of middle speed."""
+    by_speed = sorted(range(len(answers)), key=lambda n: answers[n].seconds / max(1, answers[n].num_tokens))
+    return by_speed[(len(by_speed) - 1) // 2]
+
+
 def speeds(answers: Sequence[Timed]) -> dict[str, float]:
     """Tokens per second: of all answers together, and the 20th and 80th percentile over answers."""
     single = sorted(answer.num_tokens / answer.seconds for answer in answers if answer.num_tokens)

@@ -20,7 +20,7 @@ from moespec.drafters.head import Eagle3Head
 from moespec.drafters.passes import KeysAndValues, rope_table
 from moespec.native import array, load_kernels, use_threads
 from moespec.native.weights import quantized
-from moespec.tree import NUM_ALTERNATIVES, least_logp, num_asked
+from moespec.tree import NUM_ALTERNATIVES, least_logp, least_searched_logp, num_asked
 from moespec.types import DraftTree
 
 
@@ -97,10 +97,10 @@ class CompiledPass:
         first, (wanted,) = passes[0], {config.top_k for config in configs}
         vocab = len(first._vocab_map)
         top_k = min(wanted, vocab)
-        least = [least_logp(config) for config in configs]
+        least_searched = [least_searched_logp(config) for config in configs]
         ends = [length + (config.depth - 1) * top_k for length, config in zip(lengths, configs, strict=True)]
         most = np.array([config.depth for config in configs])
-        shape = most, np.array(least, np.float32), top_k, min(num_asked(configs[0]), vocab)
+        shape = most, np.array(least_searched, np.float32), top_k, min(num_asked(configs[0]), vocab)
         *candidates, filled, places, below_ids, below_logp, expanded = first._kernels.tree.grow(
             *(states_RD.contiguous().numpy(), np.array(lengths), first._weights, first._final, first._embeddings),
             *(first._vocab_map, first._cos, first._sin, _table(passes, lengths, ends), shape),
@@ -110,7 +110,7 @@ class CompiledPass:
         for n, (root, config) in enumerate(zip(roots, configs, strict=True)):
             pool = [part[n, : filled[n]] for part in candidates]
             pool += [part[n, : expanded[n]] for part in (places, below_ids, below_logp)]
-            found = first._kernels.tree.select(root, config.total_tokens - 1, least[n], tuple(pool))
+            found = first._kernels.tree.select(root, config.total_tokens - 1, least_logp(config), tuple(pool))
             tokens, parents, depths, logp, mask, alt_ids, alt_logp = (torch.from_numpy(part) for part in found)
             alternatives = alt_ids[:, :NUM_ALTERNATIVES], alt_logp[:, :NUM_ALTERNATIVES]
             trees.append(DraftTree(tokens, parents, depths, logp, mask, *alternatives))

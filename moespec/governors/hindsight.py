@@ -1,9 +1,9 @@
 """What trees that stop sooner or later would have brought, step by step, by the trees that were verified.
 
-Of a verified tree every smaller one that the same drafter would have grown is known: its rows, how many of them were
-accepted, and what a table says that it costs. So all thresholds that are no lower than the step's own are compared on
-the very same step, with no noise between them and no trust in the drafter's probabilities; to see lower ones, a tree
-must be grown further now and then.
+Of a verified tree every smaller one that the same drafter would have grown is known, and what a table says that it
+costs. What its rows would have brought is how often rows about as likely were accepted: single steps tell little of
+what a tree brings, but every row tells something of that. To know of lower thresholds, a tree must be grown further now
+and then.
 
 Every tree holds a chain, too, which takes less time to draft: what that would have brought is known as well.
 
@@ -12,19 +12,22 @@ Owns the thresholds and their running account. Knows nothing of tables, budgets 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
+
+from moespec.tree import SEARCHED
 
 # Of the least likely path that is kept, likelier and likelier; behind the last one there is plain decoding.
 THRESHOLDS = (0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.12, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8)
 PLAIN = len(THRESHOLDS)
 START = THRESHOLDS.index(0.12)
-MEMORY = 0.99  # share of what was seen that is kept at each step: about the last hundred count
+MEMORY, RATE_MEMORY = 0.99, 0.995  # shares kept at each step: of what trees were like, of how often rows were accepted
+PRIOR_ROWS = 4.0  # that the drafter's own probability counts for
 LEAST_SEEN, FEW_SEEN = 1.9, 4.0  # steps that must show a threshold; that count where the past counts for little
 FIRST_SEEN = 16  # steps before anything is concluded
-SURE, FIRST_MEMORY = 0.6, 0.9  # of a first guess, as a rule; share of that rule that is kept at each step
+LEAD = 0.05  # tokens per step by which branches must seem better than a chain: they are the dearer mistake
 
-# Of so many rows when the deepest is so deep; of the root alone: its search for children included.
+# Of so many rows when so many levels were drafted; of the root alone: one, its search for children.
 CostMs = Callable[[int, int], float]
 
 
@@ -44,62 +47,6 @@ class ShapeCosts(NamedTuple):
     plain_ms: float
 
 
-class Found(NamedTuple):
-    """A place in THRESHOLDS, or `PLAIN`, and the tokens that it gains over plain decoding, per step."""
-
-    place: int
-    gain: float
-
-
-class Hindsight:
-    """Per threshold: what it adds to the next higher one, in tokens and ms, over the steps that show it."""
-
-    def __init__(self) -> None:
-        self._num_steps, self._tokens, self._ms = ([0.0] * PLAIN for _ in range(3))
-        self._num_seen = 0
-
-    def observe(self, lowest: int, tree: Tree, accepted: Collection[int], cost_ms: CostMs, plain_ms: float) -> bool:
-        """A step whose tree was grown down to THRESHOLDS[lowest]; `accepted` are rows.
-
-        Whether at some threshold this step alone would have been quicker than plain decoding.
-        """
-        path_p, depths = tree.path_p, tree.depths
-        rows = sorted(range(1, len(path_p)), key=lambda row: path_p[row])
-        self._num_seen += 1
-        tokens, depth, num_rows, before_ms, paid = 0, 0, 1, plain_ms, False
-        for place in range(PLAIN - 1, lowest - 1, -1):
-            before, threshold = tokens, THRESHOLDS[place]
-            while rows and path_p[rows[-1]] >= threshold:
-                row = rows.pop()
-                tokens, depth, num_rows = tokens + (row in accepted), max(depth, depths[row]), num_rows + 1
-            now_ms = cost_ms(num_rows, depth)
-            self._num_steps[place] = MEMORY * self._num_steps[place] + 1
-            self._tokens[place] = MEMORY * self._tokens[place] + tokens - before
-            self._ms[place] = MEMORY * self._ms[place] + now_ms - before_ms
-            before_ms, paid = now_ms, paid or (1 + tokens) * plain_ms > now_ms
-        return paid
-
-    def shorten(self) -> None:
-        """Let what was seen count for no more than a few steps."""
-        for place, num_steps in enumerate(self._num_steps):
-            share = min(1.0, FEW_SEEN / num_steps) if num_steps else 1.0
-            for sums in (self._num_steps, self._tokens, self._ms):
-                sums[place] *= share
-
-    def best(self, price: float) -> Found:
-        """The threshold that brings the most, where a ms is worth `price` tokens; `PLAIN` if none brings anything."""
-        if self._num_seen < FIRST_SEEN:
-            return Found(START, 0.0)
-        best, gain = Found(PLAIN, 0.0), 0.0
-        for place in range(PLAIN - 1, -1, -1):
-            if self._num_steps[place] < LEAST_SEEN:
-                break
-            gain += (self._tokens[place] - price * self._ms[place]) / self._num_steps[place]
-            if gain > best.gain:
-                best = Found(place, gain)
-        return best
-
-
 class Shape(NamedTuple):
     """What to grow: down to a place in THRESHOLDS, as wide as asked for or a chain; nothing at `PLAIN`."""
 
@@ -107,52 +54,125 @@ class Shape(NamedTuple):
     is_chain: bool
 
 
-class Account:
-    """What was seen of trees as wide as asked for, and of chains, which every tree shows."""
+class Added(NamedTuple):
+    """Per place in THRESHOLDS: what the tree that stops there has more than the one that stops at the next, in rows,
+    accepted rows and ms. `paid`: whether one of those trees was quicker than plain decoding at this step."""
+
+    rows: list[float]
+    accepted: list[float]
+    ms: list[float]
+    paid: bool
+
+
+def added(lowest: int, tree: Tree, accepted: Collection[int], cost_ms: CostMs, plain_ms: float) -> Added:
+    """Of a tree that was grown down to THRESHOLDS[lowest], of which all lower ones are unknown; `accepted` are rows."""
+    path_p, parents = tree.path_p, tree.parents
+    likeliest = [0.0] * (max(tree.depths) + 1)
+    for p, depth in zip(path_p, tree.depths, strict=True):
+        likeliest[depth] = max(likeliest[depth], p)
+    # A row is there if it is likely enough, and if its parent is so likely that it was looked for.
+    found = sorted(
+        (min(path_p[row], path_p[up] / SEARCHED) if (up := parents[row]) else path_p[row], row in accepted)
+        for row in range(1, len(path_p))
+    )
+    looked = [p / SEARCHED for p in likeliest[:0:-1]]  # rising: the deepest level is the least likely
+    rows, kept, ms = ([0.0] * PLAIN for _ in range(3))
+    num_rows, num_tokens, num_levels, before_ms, paid = 1, 1, 1, plain_ms, False
+    for place in range(PLAIN - 1, lowest - 1, -1):
+        threshold = THRESHOLDS[place]
+        while found and found[-1][0] >= threshold:
+            is_accepted = found.pop()[1]
+            rows[place], kept[place] = rows[place] + 1, kept[place] + is_accepted
+            num_rows, num_tokens = num_rows + 1, num_tokens + is_accepted
+        while looked and looked[-1] >= threshold:
+            looked.pop()
+            num_levels += 1
+        now_ms = cost_ms(num_rows, num_levels)
+        ms[place], before_ms = now_ms - before_ms, now_ms
+        paid = paid or num_tokens * plain_ms > now_ms
+    return Added(rows, kept, ms, paid)
+
+
+class Means:
+    """What is added at each place, means over the steps that show it; and how often such rows are accepted."""
 
     def __init__(self) -> None:
-        self._wide, self._chain = Hindsight(), Hindsight()
+        self.num_steps, self._rows, self._ms = ([0.0] * PLAIN for _ in range(3))
+        self._tried, self._accepted = [0.0] * PLAIN, [0.0] * PLAIN
+
+    def observe(self, lowest: int, seen: Added) -> None:
+        for place in range(lowest, PLAIN):
+            num_rows = seen.rows[place]
+            self.num_steps[place] = MEMORY * self.num_steps[place] + 1
+            self._rows[place] = MEMORY * self._rows[place] + num_rows
+            self._ms[place] = MEMORY * self._ms[place] + seen.ms[place]
+            self._tried[place] = RATE_MEMORY * self._tried[place] + num_rows
+            self._accepted[place] = RATE_MEMORY * self._accepted[place] + seen.accepted[place]
+
+    def shorten(self) -> None:
+        """Let what was seen count for no more than a few steps, and a few rows."""
+        for place in range(PLAIN):
+            self._shorten(place, self.num_steps[place], (self.num_steps, self._rows, self._ms))
+            self._shorten(place, self._tried[place], (self._tried, self._accepted))
+
+    @staticmethod
+    def _shorten(place: int, num_seen: float, sums: Iterable[list[float]]) -> None:
+        share = FEW_SEEN / max(FEW_SEEN, num_seen)
+        for each in sums:
+            each[place] *= share
+
+    def gain(self, place: int, price: float) -> float:
+        """What stopping there instead of at the next place brings, where a ms is worth `price` tokens."""
+        above = THRESHOLDS[place + 1] if place + 1 < PLAIN else 1.0
+        prior = PRIOR_ROWS * (THRESHOLDS[place] + above) / 2
+        rate = (self._accepted[place] + prior) / (self._tried[place] + PRIOR_ROWS)
+        return (self._rows[place] * rate - price * self._ms[place]) / self.num_steps[place]
+
+
+class Account:
+    """What was seen of chains, which every tree shows, and of what branches add to them."""
+
+    def __init__(self) -> None:
+        self._chain, self._branches = Means(), Means()
+        self._num_seen = 0
 
     def observe(self, grown: Shape, tree: Tree, accepted: Collection[int], costs: ShapeCosts) -> bool:
         """A step of so grown a tree; `accepted` are rows. Whether some part of it was quicker than plain decoding."""
-        wide_paid = not grown.is_chain and self._wide.observe(
-            grown.place, tree, accepted, costs.wide_ms, costs.plain_ms
-        )
-        chain = likeliest_chain(tree)
-        part = Tree([tree.path_p[row] for row in chain], [*range(len(chain))], [*range(-1, len(chain) - 1)])
+        self._num_seen += 1
+        chain = range(len(tree.path_p)) if grown.is_chain else likeliest_chain(tree)
+        part = Tree([tree.path_p[row] for row in chain], range(len(chain)), range(-1, len(chain) - 1))
         kept = [number for number, row in enumerate(chain) if row in accepted]
-        return self._chain.observe(grown.place, part, kept, costs.chain_ms, costs.plain_ms) or wide_paid
+        straight = added(grown.place, part, kept, costs.chain_ms, costs.plain_ms)
+        self._chain.observe(grown.place, straight)
+        if grown.is_chain:
+            return straight.paid
+        whole = added(grown.place, tree, accepted, costs.wide_ms, costs.plain_ms)
+        self._branches.observe(grown.place, _difference(whole, straight))
+        return straight.paid or whole.paid
 
     def shorten(self) -> None:
         """Let what was seen count for less: text may have changed."""
-        self._wide.shorten()
         self._chain.shorten()
+        self._branches.shorten()
 
     def best(self, price: float) -> Shape:
-        """What brings the most, where a ms is worth `price` tokens."""
-        wide, chain = self._wide.best(price), self._chain.best(price)
-        return Shape(chain.place, True) if chain.gain > wide.gain else Shape(wide.place, False)
-
-
-class Accounts:
-    """One of text where the drafter is sure of its first guess, one of text where it is not: unlikely rows are worth
-    more there. Which it is now, its own recent probabilities say, whatever is grown and accepted."""
-
-    def __init__(self) -> None:
-        self._of_unsure_text, self._of_sure_text = Account(), Account()
-        self._first_p = 1.0  # of recent trees' likeliest first guess, fading
-
-    @property
-    def now(self) -> Account:
-        """That of text like this."""
-        return self._of_sure_text if self._first_p > SURE else self._of_unsure_text
-
-    def observe(self, grown: Shape, tree: Tree, accepted: Collection[int], costs: ShapeCosts) -> bool:
-        """As an account's."""
-        paid = self.now.observe(grown, tree, accepted, costs)
-        first_p = max((p for p, depth in zip(tree.path_p, tree.depths, strict=True) if depth == 1), default=0.0)
-        self._first_p = FIRST_MEMORY * self._first_p + (1 - FIRST_MEMORY) * first_p
-        return paid
+        """What brings the most, where a ms is worth `price` tokens; `PLAIN` if nothing brings anything."""
+        if self._num_seen < FIRST_SEEN:
+            return Shape(START, is_chain=False)
+        best, most, straight, branching = Shape(PLAIN, is_chain=True), 0.0, 0.0, -LEAD
+        for place in range(PLAIN - 1, -1, -1):
+            if self._chain.num_steps[place] < LEAST_SEEN:
+                break
+            straight += self._chain.gain(place, price)
+            if straight > most:
+                best, most = Shape(place, is_chain=True), straight
+            if self._branches.num_steps[place] < LEAST_SEEN:
+                branching = -float("inf")  # nor is it known of lower places
+                continue
+            branching += self._branches.gain(place, price)
+            if straight + branching > most:
+                best, most = Shape(place, is_chain=False), straight + branching
+        return best
 
 
 def likeliest_chain(tree: Tree) -> list[int]:
@@ -165,3 +185,13 @@ def likeliest_chain(tree: Tree) -> list[int]:
     while chain[-1] in likeliest:
         chain.append(likeliest[chain[-1]])
     return chain
+
+
+def _difference(whole: Added, part: Added) -> Added:
+    """What the whole tree adds more."""
+    rows, accepted = _minus(whole.rows, part.rows), _minus(whole.accepted, part.accepted)
+    return Added(rows, accepted, _minus(whole.ms, part.ms), whole.paid)
+
+
+def _minus(ours: list[float], theirs: list[float]) -> list[float]:
+    return [one - other for one, other in zip(ours, theirs, strict=True)]

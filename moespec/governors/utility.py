@@ -5,7 +5,7 @@ of a millisecond is the tokens that it brings anyway: what recent steps got, and
 
 1. The tree stops growing at the probability that would have brought the most so far, and is a chain where that would
    have brought more: no row is drafted to be thrown away. Where plain decoding would have brought more, nothing is
-   drafted. `hindsight.py` keeps the account, one for text where the drafter is sure and one for text where it is not.
+   drafted. `hindsight.py` keeps the account.
 2. Now and then a tree is grown further, to see whether that would pay. Where nothing is drafted, that is done ever more
    rarely; but a tree that paid there is followed by some more at once, and the past counts for less.
 3. Every number of rows has its budget: the smallest that keeps the floor of router mass. Without a floor no budget is
@@ -19,15 +19,16 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from moespec.config import MAX_TREE_TOKENS, BudgetConfig, TreeConfig
 from moespec.cost_table import CostTable
 from moespec.governors.base import Outcome
 from moespec.governors.costs import StepCosts, StepTimes
-from moespec.governors.hindsight import PLAIN, START, THRESHOLDS, Accounts, CostMs, Shape, ShapeCosts, Tree
+from moespec.governors.hindsight import PLAIN, START, THRESHOLDS, Account, CostMs, Shape, ShapeCosts, Tree
 from moespec.types import DraftTree
 
-MEMORY = 0.95  # share of what was seen that is kept at each step: about the last twenty count
+MEMORY = 0.98  # share of what was seen that is kept at each step: about the last fifty count
 NUM_LOWER = 3  # thresholds below the best, to which trees are grown to see further
 LOOK_EVERY = 48, 256  # steps: as a rule, and at the most where nothing is drafted
 FIRST_ATTENDED, ATTEND_EVERY = 24, 3  # steps that are learnt from: the first ones, then some: thinking takes time, too
@@ -44,7 +45,7 @@ class Utility:
             raise ValueError(f"floor={mass_floor} is not allowed: use above 0 and at most 1, or leave it out.")
         self.name = "utility" if mass_floor is None else f"utility:floor={mass_floor:g}"
         self._table, self._costs, self._floor = table, StepCosts(table), mass_floor
-        self._times, self._accounts = StepTimes(), Accounts()
+        self._times, self._account = StepTimes(), Account()
         self._tokens, self._ms = 1.0, table.plain_ms  # of recent steps, fading
         self._mass_gap = 0.0  # what more of the mass steps keep than the table says
         self._candidates: dict[object, _Candidates] = {}
@@ -55,7 +56,7 @@ class Utility:
 
     def settings(self, tree: TreeConfig, budget: BudgetConfig) -> tuple[TreeConfig, BudgetConfig]:
         if (self._plan.tree, self._plan.budget) != (tree, budget):
-            self._accounts = Accounts()  # what is asked for has changed, and with it what steps cost and bring
+            self._account = Account()  # what is asked for has changed, and with it what steps cost and bring
             self._plan = self._planned(tree, budget)
         elif self._num_steps % PLAN_EVERY == 0:
             self._plan = self._planned(tree, budget)
@@ -93,9 +94,9 @@ class Utility:
             self._mass_gap = _faded(self._mass_gap, outcome.mass_kept - plan.candidates.mass_kept[last])
         if step.grown.place < PLAIN:
             if plan.is_plain:
-                self._accounts.now.shorten()
+                self._account.shorten()
             # An end of the answer may have cut the path short.
-            paid = self._accounts.observe(step.grown, step.tree, outcome.path[: outcome.num_tokens], plan.costs)
+            paid = self._account.observe(step.grown, step.tree, outcome.path[: outcome.num_tokens], plan.costs)
             if plan.is_plain and paid and not self._num_close_looks:
                 self._num_close_looks, self._look_every = NUM_CLOSE_LOOKS, LOOK_EVERY[0]
 
@@ -112,10 +113,10 @@ class Utility:
         rows_ms = [ms * self._times.ratio(num_rows) for num_rows, ms in enumerate(known_ms, start=1)]
 
         def cost_ms(top_k: int) -> CostMs:
-            levels_ms = [self._costs.draft_ms(min(depth + 1, tree.depth), top_k) for depth in range(tree.depth + 1)]
-            return lambda num_rows, depth: rows_ms[num_rows - 1] + levels_ms[min(depth, tree.depth)]
+            levels_ms = [self._costs.draft_ms(num_levels, top_k) for num_levels in range(tree.depth + 1)]
+            return lambda num_rows, num_levels: rows_ms[num_rows - 1] + levels_ms[min(num_levels, tree.depth)]
 
-        best = self._accounts.now.best(self._price)
+        best = self._account.best(self._price)
         if best.place == PLAIN:  # to see at all, of few rows where rows are dear; those left out count as worth nothing
             num_rows = max(2, sum(ms <= LOOK_COST * rows_ms[0] for ms in rows_ms))
             looking = _grown(replace(tree, total_tokens=min(tree.total_tokens, num_rows)), Shape(START, False))
@@ -185,6 +186,7 @@ class _Plan:
         return self.usual[0].place == PLAIN
 
 
+@lru_cache(maxsize=256)  # asked for often, of few
 def _grown(tree: TreeConfig, shape: Shape) -> tuple[Shape, TreeConfig]:
     """The shape within the tree asked for, which is the limit: no row less likely, no wider, none if it is a root."""
     if tree.total_tokens == 1 or shape.place == PLAIN:

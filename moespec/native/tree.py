@@ -53,7 +53,7 @@ def _expand(state, found, widths, frontier, level, vocab_map, pool, nodes):
 def _choose(widths, frontier, ups, level, shape, pool, expanded):
     """What to expand next: of each tree the best of the newest level, as many as are likely. Updates `widths` [R], the
     nodes' places in the pool and their parents' numbers among the expanded [R, K]."""
-    (depths, least_logp, top_k, _), (_, logp, _, _, filled) = shape, pool
+    (depths, least_searched, top_k, _), (_, logp, _, _, filled) = shape, pool
     for tree in range(widths.shape[0]):
         width, widths[tree] = widths[tree], 0
         if width == 0 or level == depths[tree]:
@@ -63,7 +63,7 @@ def _choose(widths, frontier, ups, level, shape, pool, expanded):
         for number in range(top_k):
             frontier[tree, number] = first + best[number]
             ups[tree, number] = expanded[tree] - width + best[number] // top_k
-            if logp[tree, first + best[number]] >= least_logp[tree]:  # below the others nothing could be kept
+            if logp[tree, first + best[number]] >= least_searched[tree]:
                 widths[tree] += 1
 
 
@@ -95,7 +95,7 @@ def grow(state, lengths, head, final, embeddings, vocab_map, cos, sin, table, sh
     """The pool of each of R growths from its root's state [R, D]; committed keys fill its first `lengths` [R] places.
 
     head: the weights of `states`; final: (norm, lm_head); table [R, 7] says where keys and values lie;
-    shape: (depths [R], least log-probability of a path [R], top_k, alternatives);
+    shape: (depths [R], least log-probability of a node to look below [R], top_k, alternatives);
     options: (scale, residual is normalised, the next g is normalised).
     Returns candidates (tokens [R, P], logp, parents in the pool or -1, levels, how many [R]), and of the expanded nodes
     the place in the pool [R, X], what was seen below, ids and log-probabilities [R, X, A], and how many [R].

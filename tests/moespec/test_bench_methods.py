@@ -14,6 +14,7 @@ from moespec.bench.arms import parse_arm
 from moespec.bench.contestants import Written
 from moespec.bench.measure import BLOCK, ArmMeasurements, BenchPrompt
 from moespec.bench.methods import families, groups, matched_arms
+from moespec.bench.rivals import governor_ratios
 from moespec.bench.timed import Timed
 from moespec.policies.profiles import EMBEDDED_PROFILES
 from tests.conftest import tiny_model
@@ -68,12 +69,13 @@ def measured(name: str, speeds: list[int], mass: float = 1.0) -> ArmMeasurements
     class Summary:
         mass_kept = mass
 
-    return ArmMeasurements(parse_arm(name), [Timed(speed, 1.0) for speed in speeds], [Summary()] * len(speeds))
+    timed = [Timed(speed, 1.0) for speed in speeds]
+    return ArmMeasurements(parse_arm(name), timed, [[one] for one in timed], [Summary()] * len(speeds))
 
 
 def test_a_governor_is_held_against_the_fastest_setting_it_might_have_chosen():
     prompts = [BenchPrompt(name, "", []) for name in ("tasks-0", "tasks-1", "prose-0", "prose-1")]
-    found = methods_cli._governor_ratios(
+    found = governor_ratios(
         [
             measured("plain", [100, 100, 100, 100]),
             measured("eagle3@16,8,3,0.2", [200, 200, 50, 50]),
@@ -93,6 +95,25 @@ def test_a_governor_is_held_against_the_fastest_setting_it_might_have_chosen():
     floored = by_place[f"utility:floor=0.7{TREE}", "tasks"]
     assert floored["best_fixed"] == "moe-spec:b=16@16,8,3,0.2"  # b=8 keeps too little
     assert floored["to_best_fixed"]["ratio"] == 1.1
+
+
+def test_a_setting_that_was_lucky_once_is_not_the_fastest_of_that_round():
+    """Two settings of 100 tokens a second, each of which got 150 in one round of four; the governor always gets 100."""
+    prompts = [BenchPrompt(f"tasks-{n}", "", []) for n in range(3)]
+
+    def entry(name: str, speeds: list[int]) -> ArmMeasurements:
+        return ArmMeasurements(parse_arm(name), rounds=[[Timed(speed, 1.0) for speed in speeds]] * 3)
+
+    entries = [
+        entry("plain", [50, 50, 50, 50]),
+        entry("eagle3@4,3,1,0", [150, 100, 100, 100]),
+        entry("eagle3@4,3,3,0", [100, 150, 100, 100]),
+        entry(f"utility{TREE}", [100, 100, 100, 100]),
+    ]
+    of_all, of_tasks = governor_ratios(entries, prompts)
+    assert of_all | {"class": "tasks"} == of_tasks
+    assert of_all["to_best_fixed"]["ratio"] == 1.0
+    assert of_all["to_plain"]["ratio"] == 2.0
 
 
 @pytest.mark.parametrize(

@@ -96,19 +96,24 @@ def paths(tree) -> dict[tuple[int, ...], float]:
 
 @pytest.mark.parametrize("make_pass", [TorchPass, make_pass])
 def test_paths_below_the_least_probability_and_no_others_are_left_out(make_pass):
+    """And those whose parent is not twice as likely as that."""
     head = tiny_head()
+    head.lm_head.weight.data *= 3  # sure enough of some children
     features_NF, token_ids = torch.randn(NUM_COMMITTED, 48), list(range(NUM_COMMITTED + 1))
-    sizes = []
-    for least in (0.01, 0.1, 0.9):
+    sizes, unsearched = [], set()
+    for least in (0.01, 0.03, 0.1, 0.99):
         drafted = []
         for config in (TreeConfig(64, 5, 3, 0), TreeConfig(64, 5, 3, least)):
             drafter = Eagle3Drafter(head, 64, make_pass(head, 64))
             drafter.observe(features_NF)
             drafted.append(paths(drafter.propose(DraftContext(token_ids, config))))
-        everything, likely = drafted
-        assert likely.keys() == {path for path, logp in everything.items() if logp >= math.log(least)}
-        sizes.append(len(likely))
-    assert sizes[0] > sizes[1] > sizes[2] == 0
+        everything, kept = drafted
+        likely = {path for path, logp in everything.items() if logp >= math.log(least)}
+        below = {path for path in likely if len(path) > 1 and everything[path[:-1]] < math.log(2 * least)}
+        assert kept.keys() == likely - below
+        sizes.append(len(kept))
+        unsearched |= below
+    assert sizes[0] > sizes[1] > sizes[2] > sizes[3] == 0 and unsearched
 
 
 def test_drafting_again_after_a_cut_gives_the_same_tree():

@@ -102,7 +102,7 @@ class World:
             config, used = governor.settings(asked, budget)
             depth = min(config.total_tokens - 1, config.depth)
             if config.min_path_p:
-                depth = min(depth, int(math.log(config.min_path_p) / math.log(self.p) + 1e-9))
+                depth = min(depth, self._num_kept(config.min_path_p))
             num_rows, draft_ms, rest_ms, mass = 1, 0.0, self.table.plain_ms, 1.0
             if depth > 0:
                 cut, used = governor.choose(self._chain(depth), used)
@@ -120,6 +120,13 @@ class World:
             rows, plain = rows + num_rows, plain + (num_rows == 1)
         kept = sum(masses) / len(masses) if masses else 1.0
         return {"rate": tokens / ms, "rows": rows / num_steps, "plain": plain / num_steps, "mass": kept}
+
+    def _num_kept(self, least: float) -> int:
+        """Draft tokens as likely as that, each but the first below one twice as likely."""
+        kept = 0
+        while self.p ** (kept + 1) >= least - 1e-9 and (kept == 0 or self.p**kept >= 2 * least - 1e-9):
+            kept += 1
+        return kept
 
     @cache  # noqa: B019  (a few trees of a few worlds)
     def _chain(self, depth: int) -> DraftTree:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
 
 from moespec.governors.costs import StepTimes
 from moespec.governors.hindsight import (
+    LEAD,
     MEMORY,
     PLAIN,
+    PRIOR_ROWS,
+    RATE_MEMORY,
     START,
     THRESHOLDS,
     Account,
-    Hindsight,
     Shape,
     ShapeCosts,
     Tree,
@@ -36,54 +39,106 @@ def random_tree(rng: random.Random) -> tuple[Tree, list[int]]:
     return Tree(path_p, depths, parents), accepted
 
 
+def cut(tree: Tree, threshold: float) -> set[int]:
+    """The drafted rows of the tree that stops at the threshold: likely, and below what was likely enough to look."""
+    path_p, _, parents = tree
+    rows: set[int] = set()
+    for row in range(1, len(path_p)):
+        up = parents[row]
+        if path_p[row] >= threshold and (up == 0 or (up in rows and path_p[up] >= 2 * threshold)):
+            rows.add(row)
+    return rows
+
+
+def num_levels(tree: Tree, threshold: float) -> int:
+    """That it drafts: below the root, and below every level with a node that is likely enough."""
+    likely = {depth for p, depth in zip(tree.path_p, tree.depths, strict=True) if depth and p >= 2 * threshold}
+    return 1 + len(likely)
+
+
+def chain_of(tree: Tree) -> Tree:
+    rows = likeliest_chain(tree)
+    return Tree([tree.path_p[row] for row in rows], [*range(len(rows))], [*range(-1, len(rows) - 1)])
+
+
 @pytest.mark.parametrize("row_ms", [0.01, 0.1, 0.3, 1.0, 5.0])
 @pytest.mark.parametrize("price", [0.3, 1.0, 2.0])
-def test_the_best_threshold_is_the_best_of_all_cuts(row_ms, price):
+def test_the_best_shape_is_the_best_of_all_cuts(row_ms, price):
     rng = random.Random(1)
     trees = [random_tree(rng) for _ in range(200)]
-    hindsight = Hindsight()
 
-    def cost_ms(num_rows: int, depth: int) -> float:
-        return PLAIN_MS + row_ms * (num_rows - 1) + 0.05 * (depth + 1)
+    def cost_ms(num_rows: int, num_levels: int) -> float:
+        return PLAIN_MS + row_ms * (num_rows - 1) + 0.05 * num_levels
 
+    def chain_ms(num_rows: int, num_levels: int) -> float:
+        return cost_ms(num_rows, num_levels) - 0.02 * num_levels
+
+    account = Account()
     for tree, accepted in trees:
-        hindsight.observe(0, tree, accepted, cost_ms, PLAIN_MS)
+        account.observe(Shape(0, False), tree, accepted, ShapeCosts(cost_ms, chain_ms, PLAIN_MS))
 
-    def value(threshold: float) -> float:
-        """Of trees cut by hand, the latest counting most."""
-        total = 0.0
-        for age, ((path_p, depths, _), accepted) in enumerate(reversed(trees)):
-            rows = [row for row in range(1, len(path_p)) if path_p[row] >= threshold]
-            ms = PLAIN_MS + row_ms * len(rows) + 0.05 * (max((depths[row] for row in rows), default=0) + 1)
-            total += MEMORY**age * (1 + len(set(rows) & set(accepted)) - price * ms)
-        return total
+    def rows_of(tree: Tree, place: int, is_branch: bool) -> set[int]:
+        rows = cut(tree, THRESHOLDS[place]) if place < PLAIN else set()
+        return rows - set(likeliest_chain(tree)) if is_branch else rows & set(likeliest_chain(tree))
 
-    values = [value(threshold) for threshold in THRESHOLDS]
-    values.append(sum(MEMORY**age * (1 - price * PLAIN_MS) for age in range(len(trees))))  # plain decoding
-    assert values[hindsight.best(price).place] == pytest.approx(max(values))
+    def rate(place: int, is_branch: bool) -> float:
+        """Of rows that this threshold adds, the latest counting most, and a few more as likely as they say."""
+        middle = (THRESHOLDS[place] + (THRESHOLDS[place + 1] if place + 1 < PLAIN else 1)) / 2
+        rows, kept = PRIOR_ROWS, PRIOR_ROWS * middle
+        for age, (tree, accepted) in enumerate(reversed(trees)):
+            new = rows_of(tree, place, is_branch) - rows_of(tree, place + 1, is_branch)
+            rows, kept = rows + RATE_MEMORY**age * len(new), kept + RATE_MEMORY**age * len(new & set(accepted))
+        return kept / rows
+
+    rates = {(place, branch): rate(place, branch) for place in range(PLAIN) for branch in (False, True)}
+
+    def value(place: int, is_chain: bool) -> float:
+        """Tokens per step less what the time is worth, of trees cut by hand."""
+        total = weights = 0.0
+        for age, (tree, _) in enumerate(reversed(trees)):
+            whole = chain_of(tree) if is_chain else tree
+            ms_of = chain_ms if is_chain else cost_ms
+            ms = ms_of(1 + len(cut(whole, THRESHOLDS[place])), num_levels(whole, THRESHOLDS[place]))
+            tokens = sum(
+                rates[n, branch] * (len(rows_of(tree, n, branch)) - len(rows_of(tree, n + 1, branch)))
+                for n, branch in itertools.product(range(place, PLAIN), (False,) if is_chain else (False, True))
+            )
+            total, weights = total + MEMORY**age * (1 + tokens - price * ms), weights + MEMORY**age
+        return total / weights - (0 if is_chain else LEAD)
+
+    values = {(place, is_chain): value(place, is_chain) for place in range(PLAIN) for is_chain in (False, True)}
+    values[PLAIN, True] = 1 - price * PLAIN_MS
+    best = account.best(price)
+    assert values[best.place, best.is_chain] == pytest.approx(max(values.values()))
 
 
 def test_before_enough_was_seen_nothing_is_concluded():
-    hindsight = Hindsight()
+    account, costs = Account(), ShapeCosts(lambda rows, levels: 9.0, lambda rows, levels: 9.0, PLAIN_MS)
     for _ in range(8):
-        hindsight.observe(0, Tree([1.0], [0], [-1]), [0], lambda num_rows, depth: 9.0, PLAIN_MS)
-    assert hindsight.best(1.0).place == START
+        account.observe(Shape(0, False), Tree([1.0], [0], [-1]), [0], costs)
+    assert account.best(1.0).place == START
     for _ in range(16):
-        hindsight.observe(0, Tree([1.0], [0], [-1]), [0], lambda num_rows, depth: 9.0, PLAIN_MS)
-    assert hindsight.best(1.0).place == PLAIN
+        account.observe(Shape(0, False), Tree([1.0], [0], [-1]), [0], costs)
+    assert account.best(1.0).place == PLAIN
 
 
 def test_trees_that_were_not_grown_are_not_judged():
     """A row at 0.05 that is always accepted and costs nothing is unknown to trees that stop at 0.12."""
-    hindsight = Hindsight()
+    account, costs = Account(), ShapeCosts(lambda rows, levels: 1.0, lambda rows, levels: 1.0, PLAIN_MS)
     for _ in range(50):
-        hindsight.observe(START, Tree([1.0, 0.5], [0, 1], [-1, 0]), [0, 1], lambda num_rows, depth: 1.0, PLAIN_MS)
-    assert hindsight.best(1.0).place >= START
+        account.observe(Shape(START, False), Tree([1.0, 0.5], [0, 1], [-1, 0]), [0, 1], costs)
+    assert account.best(1.0).place >= START
     for _ in range(3):
-        hindsight.observe(
-            0, Tree([1.0, 0.5, 0.05], [0, 1, 2], [-1, 0, 1]), [0, 1, 2], lambda num_rows, depth: 1.0, PLAIN_MS
-        )
-    assert THRESHOLDS[hindsight.best(1.0).place] <= 0.05
+        account.observe(Shape(0, False), Tree([1.0, 0.5, 0.05], [0, 1, 2], [-1, 0, 1]), [0, 1, 2], costs)
+    assert THRESHOLDS[account.best(1.0).place] <= 0.05
+
+
+@pytest.mark.parametrize(("ms", "is_paid"), [(1.9, True), (2.1, False)])
+def test_a_step_pays_where_some_part_of_it_was_quicker_than_plain(ms, is_paid):
+    """Two tokens in so long; a longer part, which was not accepted, cost more."""
+    costs = ShapeCosts(lambda rows, levels: 9.0, lambda rows, levels: ms if rows <= 2 else 9.0, PLAIN_MS)
+    tree = Tree([1.0, 0.9, 0.5], [0, 1, 2], [-1, 0, 1])
+    assert Account().observe(Shape(0, True), tree, [0, 1], costs) == is_paid
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -97,7 +152,7 @@ def test_the_chain_of_a_tree_follows_the_likeliest_child(seed):
 
 def test_a_chain_is_grown_where_its_siblings_bring_nothing_and_a_tree_where_they_do():
     tree = Tree([1.0, 0.5, 0.4, 0.4, 0.3], [0, 1, 1, 2, 2], [-1, 0, 0, 1, 1])
-    costs = ShapeCosts(lambda rows, depth: 1 + 0.1 * rows, lambda rows, depth: 1 + 0.1 * rows, PLAIN_MS)
+    costs = ShapeCosts(lambda rows, levels: 1 + 0.1 * rows, lambda rows, levels: 1 + 0.1 * rows, PLAIN_MS)
     straight, branching = Account(), Account()
     for _ in range(40):
         straight.observe(Shape(0, False), tree, [0, 1, 3], costs)

@@ -1,0 +1,64 @@
+"""Governors against fixed settings, class of prompts by class.
+
+Owns which settings a governor is held against, and how the fastest of them is found. Knows nothing of how arms are
+measured.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from moespec.bench.arms import Arm
+from moespec.bench.measure import ArmMeasurements, BenchPrompt
+from moespec.bench.timed import Timed, middle_place, overall, paired_ratio
+
+
+def governor_ratios(measured: Sequence[ArmMeasurements], prompts: Sequence[BenchPrompt]) -> list[dict[str, Any]]:
+    """Of one group, per governor and class of prompts: against the fastest fixed setting that it might have chosen, and
+    against plain decoding. Paired by prompt, with 95 % intervals."""
+    places: dict[str, list[int]] = {"all": list(range(len(prompts)))}
+    for place, prompt in enumerate(prompts):
+        places.setdefault(prompt.name.rsplit("-", 1)[0], []).append(place)
+    plain = next(entry for entry in measured if entry.arm.name == "plain")
+    found = []
+    for entry in (entry for entry in measured if entry.arm.governor != "fixed"):
+        allowed = [rival for rival in measured if rival.arm.governor == "fixed" and _might_choose(entry.arm, rival)]
+        for name, chosen in places.items():
+            every_round = range(len(entry.rounds[chosen[0]]))
+            found.append(
+                {"governor": entry.arm.key, "class": name, "num_prompts": len(chosen)}
+                | {"best_fixed": _fastest(allowed, chosen, every_round).arm.key}
+                | {"to_best_fixed": _to_fastest(entry, allowed, chosen)}
+                | {"to_plain": _to_fastest(entry, [plain], chosen)}
+            )
+    return found
+
+
+def _to_fastest(entry: ArmMeasurements, rivals: Sequence[ArmMeasurements], chosen: Sequence[int]) -> dict[str, Any]:
+    """In each round against the rival that was the fastest in the others, as a sweep would have found it before: who is
+    the fastest of a dozen in the very round that is compared has been lucky in it. Of every prompt the middle round."""
+    rounds = range(len(entry.rounds[chosen[0]]))
+    theirs = [_fastest(rivals, chosen, [n for n in rounds if n != number] or rounds) for number in rounds]
+    return paired_ratio(
+        [_middle(entry.rounds[place]) for place in chosen],
+        [_middle([theirs[number].rounds[place][number] for number in rounds]) for place in chosen],
+    )
+
+
+def _fastest(rivals: Sequence[ArmMeasurements], chosen: Sequence[int], rounds: Sequence[int]) -> ArmMeasurements:
+    return max(rivals, key=lambda rival: overall([rival.rounds[place][n] for place in chosen for n in rounds]))
+
+
+def _middle(answers: Sequence[Timed]) -> Timed:
+    return answers[middle_place(answers)]
+
+
+def _might_choose(governed: Arm, rival: ArmMeasurements) -> bool:
+    """Lossless settings; MoE-Spec's, too, that keep the floor."""
+    if not rival.arm.is_lossy:
+        return True
+    is_moe_spec = rival.arm.budget is not None and isinstance(rival.arm.budget.policy, str)
+    floor = float(governed.governor.partition("=")[2] or 1)
+    return governed.has_floor and is_moe_spec and statistics.fmean(s.mass_kept for s in rival.summaries) >= floor
