@@ -51,8 +51,8 @@ class TreeConfig:
 
     `depth` is the deepest level below the root (EAGLE's code counts growth rounds: its 7 is our 8); `top_k` is the
     number of children tried per expanded node and the number of nodes expanded per level. Nodes that the drafter gives
-    less than `min_path_p` to be reached are not verified, and below those of less than twice that nothing is drafted:
-    where it is unsure, a step stays small.
+    less than `min_path_p` to be reached are not verified, and a model that drafts looks for nothing below those of less
+    than twice that: where it is unsure, a step stays small.
     """
 
     total_tokens: int = 16  # with the rest: the fastest of a dozen trees for the embedded pair on two CPU cores

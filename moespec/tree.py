@@ -17,7 +17,8 @@ from moespec.types import DraftTree, ancestor_mask
 
 NUM_ALTERNATIVES = 5  # what a reader of the trace wants to see below a node
 # Times as likely as the least path that is kept: below less likely nodes nothing is looked for. Of what a pass of the
-# drafter finds there most could not be kept, and it costs as much as any other.
+# drafter finds there most could not be kept, and it costs as much as any other. Where all levels are drafted anyhow,
+# with no question to the device, trees are the same.
 SEARCHED = 2.0
 
 

@@ -17,7 +17,7 @@ from moespec.bench.timed import Timed, middle_place, overall, paired_ratio
 
 def governor_ratios(measured: Sequence[ArmMeasurements], prompts: Sequence[BenchPrompt]) -> list[dict[str, Any]]:
     """Of one group, per governor and class of prompts: against the fastest fixed setting that it might have chosen, and
-    against plain decoding. Paired by prompt, with 95 % intervals."""
+    against plain decoding. Paired by prompt, with 95 % intervals. `best_fixed`: the fastest over all rounds."""
     places: dict[str, list[int]] = {"all": list(range(len(prompts)))}
     for place, prompt in enumerate(prompts):
         places.setdefault(prompt.name.rsplit("-", 1)[0], []).append(place)
@@ -38,7 +38,8 @@ def governor_ratios(measured: Sequence[ArmMeasurements], prompts: Sequence[Bench
 
 def _to_fastest(entry: ArmMeasurements, rivals: Sequence[ArmMeasurements], chosen: Sequence[int]) -> dict[str, Any]:
     """In each round against the rival that was the fastest in the others, as a sweep would have found it before: who is
-    the fastest of a dozen in the very round that is compared has been lucky in it. Of every prompt the middle round."""
+    the fastest of a dozen in the very round that is compared has been lucky in it (a single round has no others). Of
+    every prompt the middle round."""
     rounds = range(len(entry.rounds[chosen[0]]))
     theirs = [_fastest(rivals, chosen, [n for n in rounds if n != number] or rounds) for number in rounds]
     return paired_ratio(

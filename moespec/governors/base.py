@@ -6,15 +6,13 @@ Owns the interface and what a governor is told of a step. Knows nothing of any g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from moespec.config import BudgetConfig, TreeConfig
 from moespec.types import DraftTree
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a step came to.
 
     path        rows that were accepted, the root first, of the tree that was verified

@@ -1,9 +1,9 @@
 """What trees that stop sooner or later would have brought, step by step, by the trees that were verified.
 
-Of a verified tree every smaller one that the same drafter would have grown is known, and what a table says that it
-costs. What its rows would have brought is how often rows about as likely were accepted: single steps tell little of
-what a tree brings, but every row tells something of that. To know of lower thresholds, a tree must be grown further now
-and then.
+Of a verified tree every smaller one that the same drafter would have grown is known (but for rows that had no place in
+a tree of the size asked for), and what a table says that it costs. What its rows would have brought is how often rows
+about as likely were accepted: single steps tell little of what a tree brings, but every row tells something of that. To
+know of lower thresholds, a tree must be grown further now and then.
 
 Every tree holds a chain, too, which takes less time to draft: what that would have brought is known as well.
 
@@ -70,11 +70,10 @@ def added(lowest: int, tree: Tree, accepted: Collection[int], cost_ms: CostMs, p
     likeliest = [0.0] * (max(tree.depths) + 1)
     for p, depth in zip(path_p, tree.depths, strict=True):
         likeliest[depth] = max(likeliest[depth], p)
-    # A row is there if it is likely enough, and if its parent is so likely that it was looked for.
-    found = sorted(
-        (min(path_p[row], path_p[up] / SEARCHED) if (up := parents[row]) else path_p[row], row in accepted)
-        for row in range(1, len(path_p))
-    )
+    # A row is there if it is likely enough, and if its parent is so likely that it was looked for. All of this tree's
+    # are there at its own threshold: look-up drafters find children without looking.
+    reach_p = [min(p, path_p[up] / SEARCHED) if up else p for p, up in zip(path_p, parents, strict=True)]
+    found = sorted((max(reach_p[row], THRESHOLDS[lowest]), row in accepted) for row in range(1, len(path_p)))
     looked = [p / SEARCHED for p in likeliest[:0:-1]]  # rising: the deepest level is the least likely
     rows, kept, ms = ([0.0] * PLAIN for _ in range(3))
     num_rows, num_tokens, num_levels, before_ms, paid = 1, 1, 1, plain_ms, False

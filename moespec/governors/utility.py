@@ -20,6 +20,7 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from moespec.config import MAX_TREE_TOKENS, BudgetConfig, TreeConfig
 from moespec.cost_table import CostTable
@@ -29,10 +30,11 @@ from moespec.governors.hindsight import PLAIN, START, THRESHOLDS, Account, CostM
 from moespec.types import DraftTree
 
 MEMORY = 0.98  # share of what was seen that is kept at each step: about the last fifty count
+MASS_MEMORY = 0.95  # of the mass that was kept, at each step that is learnt from
 NUM_LOWER = 3  # thresholds below the best, to which trees are grown to see further
 LOOK_EVERY = 48, 256  # steps: as a rule, and at the most where nothing is drafted
-FIRST_ATTENDED, ATTEND_EVERY = 24, 3  # steps that are learnt from: the first ones, then some: thinking takes time, too
-PLAN_EVERY = 6  # steps
+FIRST_ATTENDED, ATTEND_EVERY = 24, 3  # steps that are learnt from: the first ones, then some
+NUM_UNLEARNT = 3  # steps that are learnt from in one go; then there is a new plan
 NUM_CLOSE_LOOKS, LOOK_COST = 6, 2.0  # that follow one that paid; at the most, in plain steps, where nothing is drafted
 ROOT = Tree((1.0,), (0,), (-1,))
 
@@ -52,51 +54,65 @@ class Utility:
         self._num_steps, self._look_every, self._next_look = 0, LOOK_EVERY[0], LOOK_EVERY[0]
         self._num_close_looks = 0
         self._plan = self._planned(TreeConfig(), BudgetConfig())
-        self._step = _Step(Shape(PLAIN, is_chain=False), is_attended=True)
+        self._grown, self._tree, self._is_attended = Shape(PLAIN, is_chain=False), ROOT, True  # of the step under way
+        self._unlearnt: list[_Seen] = []
+        self._is_due = False
 
     def settings(self, tree: TreeConfig, budget: BudgetConfig) -> tuple[TreeConfig, BudgetConfig]:
-        if (self._plan.tree, self._plan.budget) != (tree, budget):
-            self._account = Account()  # what is asked for has changed, and with it what steps cost and bring
-            self._plan = self._planned(tree, budget)
-        elif self._num_steps % PLAN_EVERY == 0:
-            self._plan = self._planned(tree, budget)
+        plan = self._plan
+        is_other = (tree is not plan.tree or budget is not plan.budget) and (tree, budget) != (plan.tree, plan.budget)
+        if is_other or self._is_due:
+            self._learn()
+            if is_other:
+                self._account = Account()  # what is asked for has changed, and with it what steps cost and bring
+            self._plan = plan = self._planned(tree, budget)
         is_look = self._num_close_looks > 0 or self._num_steps >= self._next_look
-        self._num_close_looks = max(0, self._num_close_looks - 1)
         if is_look:
-            self._look_every = min(2 * self._look_every, LOOK_EVERY[1]) if self._plan.is_plain else LOOK_EVERY[0]
+            self._num_close_looks = max(0, self._num_close_looks - 1)
+            self._look_every = min(2 * self._look_every, LOOK_EVERY[1]) if plan.is_plain else LOOK_EVERY[0]
             self._next_look = self._num_steps + self._look_every
-        is_attended = is_look or self._num_steps < FIRST_ATTENDED or self._num_steps % ATTEND_EVERY == 0
+        self._is_attended = is_look or self._num_steps < FIRST_ATTENDED or self._num_steps % ATTEND_EVERY == 0
         self._num_steps += 1
-        grown, config = self._plan.looking if is_look else self._plan.usual
-        self._step = _Step(grown, is_attended)
+        self._grown, config = plan.looking if is_look else plan.usual
+        self._tree = ROOT
         return config, budget
 
     def choose(self, tree: DraftTree, budget: BudgetConfig) -> tuple[DraftTree, BudgetConfig]:
-        if self._floor is None and not self._step.is_attended:
-            return tree, budget
-        path_p = [math.exp(logp) for logp in tree.draft_logp_T.tolist()]
-        self._step = replace(self._step, tree=Tree(path_p, tree.depths_T.tolist(), tree.parents_T.tolist()))
+        if self._is_attended:
+            path_p = [math.exp(logp) for logp in tree.draft_logp_T.tolist()]
+            self._tree = Tree(path_p, tree.depths_T.tolist(), tree.parents_T.tolist())
         if self._floor is not None:
-            budget = replace(budget, budget=self._plan.candidates.budgets[len(path_p) - 1], coverage=None)
+            budget = replace(budget, budget=self._plan.candidates.budgets[tree.num_rows - 1], coverage=None)
         return tree, budget
 
     def observe(self, outcome: Outcome) -> None:
-        if self._step.is_attended:
-            self._learn(outcome)
-        self._tokens = _faded(self._tokens, outcome.num_tokens)
-        self._ms = _faded(self._ms, outcome.step_ms)
+        self._tokens += (1 - MEMORY) * (outcome.num_tokens - self._tokens)
+        self._ms += (1 - MEMORY) * (outcome.step_ms - self._ms)
+        if self._is_attended:
+            self._unlearnt.append(_Seen(self._grown, self._tree, outcome))
+            may_have_paid = self._plan.is_plain and self._grown.place < PLAIN
+            self._is_due = may_have_paid or len(self._unlearnt) >= NUM_UNLEARNT
 
-    def _learn(self, outcome: Outcome) -> None:
-        step, plan = self._step, self._plan
-        last = len(step.tree.path_p) - 1
+    def _learn(self) -> None:
+        """Of steps in one go. Between the forwards of steps Python's code is not in the processor's caches: thinking at
+        every step took ten times as long."""
+        for seen in self._unlearnt:
+            self._learn_of(seen)
+        self._unlearnt.clear()
+        self._is_due = False
+
+    def _learn_of(self, seen: _Seen) -> None:
+        (grown, tree, outcome), plan = seen, self._plan
+        last = len(tree.path_p) - 1
         self._times.observe(last + 1, outcome.rest_ms, plan.candidates.costs_ms[last])
         if self._floor is not None and last > 0:
-            self._mass_gap = _faded(self._mass_gap, outcome.mass_kept - plan.candidates.mass_kept[last])
-        if step.grown.place < PLAIN:
+            gap = outcome.mass_kept - plan.candidates.mass_kept[last]
+            self._mass_gap += (1 - MASS_MEMORY) * (gap - self._mass_gap)
+        if grown.place < PLAIN:
             if plan.is_plain:
                 self._account.shorten()
             # An end of the answer may have cut the path short.
-            paid = self._account.observe(step.grown, step.tree, outcome.path[: outcome.num_tokens], plan.costs)
+            paid = self._account.observe(grown, tree, outcome.path[: outcome.num_tokens], plan.costs)
             if plan.is_plain and paid and not self._num_close_looks:
                 self._num_close_looks, self._look_every = NUM_CLOSE_LOOKS, LOOK_EVERY[0]
 
@@ -114,7 +130,8 @@ class Utility:
 
         def cost_ms(top_k: int) -> CostMs:
             levels_ms = [self._costs.draft_ms(num_levels, top_k) for num_levels in range(tree.depth + 1)]
-            return lambda num_rows, num_levels: rows_ms[num_rows - 1] + levels_ms[min(num_levels, tree.depth)]
+            most = len(rows_ms)  # a drafter of one's own may have drafted more than it was asked for
+            return lambda num_rows, levels: rows_ms[min(num_rows, most) - 1] + levels_ms[min(levels, tree.depth)]
 
         best = self._account.best(self._price)
         if best.place == PLAIN:  # to see at all, of few rows where rows are dear; those left out count as worth nothing
@@ -147,13 +164,12 @@ class Utility:
         return next(kept, None)
 
 
-@dataclass(frozen=True)
-class _Step:
-    """The step under way: what its tree was to be, whether it is learnt from, and the tree."""
+class _Seen(NamedTuple):
+    """A step that is learnt from: what its tree was to be, the tree, and what it came to."""
 
     grown: Shape
-    is_attended: bool
-    tree: Tree = ROOT
+    tree: Tree
+    outcome: Outcome
 
 
 @dataclass(frozen=True)
@@ -194,7 +210,3 @@ def _grown(tree: TreeConfig, shape: Shape) -> tuple[Shape, TreeConfig]:
     place = max(shape.place, min(bisect_left(THRESHOLDS, tree.min_path_p), PLAIN - 1))
     least_p = max(THRESHOLDS[place], tree.min_path_p)
     return Shape(place, shape.is_chain), replace(tree, min_path_p=least_p, top_k=1 if shape.is_chain else tree.top_k)
-
-
-def _faded(memory: float, seen: float) -> float:
-    return MEMORY * memory + (1 - MEMORY) * seen

@@ -12,7 +12,9 @@ from moespec.drafters.checkpoint import load_head, save_head
 from moespec.drafters.eagle3 import Eagle3Drafter, make_pass
 from moespec.drafters.head import Eagle3Config, Eagle3Head
 from moespec.drafters.rope import Rope
+from moespec.drafters.static_pass import StaticPass
 from moespec.drafters.torch_pass import TorchPass
+from moespec.graph import Graphs
 from tests.conftest import tiny_model
 
 VOCAB, NUM_COMMITTED = 31, 9
@@ -85,6 +87,10 @@ def test_trees_keep_the_best_paths_and_their_ancestors():
     assert len(set(siblings)) == len(siblings)
 
 
+def static_pass(head, max_context: int) -> StaticPass:
+    return StaticPass(head, max_context, Graphs(torch.device("cpu")))
+
+
 def paths(tree) -> dict[tuple[int, ...], float]:
     """Log-probability of every path of tokens below the root."""
     found: dict[int, tuple[int, ...]] = {0: ()}
@@ -94,7 +100,7 @@ def paths(tree) -> dict[tuple[int, ...], float]:
     return {found[row]: logp for row, logp in enumerate(tree.draft_logp_T.tolist()) if row}
 
 
-@pytest.mark.parametrize("make_pass", [TorchPass, make_pass])
+@pytest.mark.parametrize("make_pass", [TorchPass, make_pass, static_pass])
 def test_paths_below_the_least_probability_and_no_others_are_left_out(make_pass):
     """And those whose parent is not twice as likely as that."""
     head = tiny_head()
@@ -106,7 +112,8 @@ def test_paths_below_the_least_probability_and_no_others_are_left_out(make_pass)
         for config in (TreeConfig(64, 5, 3, 0), TreeConfig(64, 5, 3, least)):
             drafter = Eagle3Drafter(head, 64, make_pass(head, 64))
             drafter.observe(features_NF)
-            drafted.append(paths(drafter.propose(DraftContext(token_ids, config))))
+            tree = drafter.propose(DraftContext(token_ids, config))
+            drafted.append(paths(tree.without_padding()))
         everything, kept = drafted
         likely = {path for path, logp in everything.items() if logp >= math.log(least)}
         below = {path for path in likely if len(path) > 1 and everything[path[:-1]] < math.log(2 * least)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -269,7 +268,7 @@ def test_a_floor_makes_a_run_lossy_and_says_so():
         """Whose steps all take as long, whatever else the machine does."""
 
         def observe(self, outcome):
-            super().observe(replace(outcome, draft_ms=0.0, rest_ms=1.0))
+            super().observe(outcome._replace(draft_ms=0.0, rest_ms=1.0))
 
     model = tiny_model("olmoe")
     output = model.generate(torch.arange(11)[None], do_sample=False, max_new_tokens=24)[0].tolist()

@@ -20,6 +20,7 @@ from moespec.governors.hindsight import (
     Shape,
     ShapeCosts,
     Tree,
+    added,
     likeliest_chain,
 )
 
@@ -27,7 +28,7 @@ PLAIN_MS = 1.0
 
 
 def random_tree(rng: random.Random) -> tuple[Tree, list[int]]:
-    """A tree and its accepted rows."""
+    """A tree as it is grown down to the least threshold, and its accepted rows."""
     path_p, depths, parents, accepted = [1.0], [0], [-1], [0]
     for row in range(1, rng.randint(1, 14)):
         parent = rng.randrange(row)
@@ -36,7 +37,11 @@ def random_tree(rng: random.Random) -> tuple[Tree, list[int]]:
         parents.append(parent)
         if parent == accepted[-1] and rng.random() < path_p[row] ** 0.3:
             accepted.append(row)
-    return Tree(path_p, depths, parents), accepted
+    kept = [0, *sorted(cut(Tree(path_p, depths, parents), THRESHOLDS[0]))]
+    tree = Tree([path_p[row] for row in kept], [depths[row] for row in kept], [-1] * len(kept))
+    for number, row in enumerate(kept[1:], start=1):
+        tree.parents[number] = kept.index(parents[row])
+    return tree, [number for number, row in enumerate(kept) if row in accepted]
 
 
 def cut(tree: Tree, threshold: float) -> set[int]:
@@ -131,6 +136,15 @@ def test_trees_that_were_not_grown_are_not_judged():
     for _ in range(3):
         account.observe(Shape(0, False), Tree([1.0, 0.5, 0.05], [0, 1, 2], [-1, 0, 1]), [0, 1, 2], costs)
     assert THRESHOLDS[account.best(1.0).place] <= 0.05
+
+
+def test_all_rows_count_at_their_trees_own_threshold():
+    """Also those that another drafter would not have looked for: look-up finds them without looking."""
+    tree = Tree([1.0] + 5 * [0.4], [*range(6)], [*range(-1, 5)])
+    lowest = THRESHOLDS.index(0.25)
+    found = added(lowest, tree, range(4), lambda rows, levels: 1.0 * rows, PLAIN_MS)
+    assert (sum(found.rows), sum(found.accepted), sum(found.ms)) == (5, 3, 5.0)
+    assert found.rows[THRESHOLDS.index(0.4)] == 1 and found.rows[lowest] == 4
 
 
 @pytest.mark.parametrize(("ms", "is_paid"), [(1.9, True), (2.1, False)])
