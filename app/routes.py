@@ -1,23 +1,37 @@
-"""Addresses beside the page: the panels' script, an answer's exports. Added to the app that Gradio has launched."""
+"""Addresses beside the page: the panels' script, an answer's steps as they are made, its exports. Added to the app that
+Gradio has launched.
+"""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
 
 from app.export import replay_page, trace_file
+from app.live import added_frame
 from app.live.live import script, script_name
 from app.recordings import Recordings
 
 
 def page_router(recordings: Recordings) -> APIRouter:
-    """The script that `live_panels` names; `recordings/ID.jsonl` and `recordings/ID.html`, both as downloads, 404 with
-    a sentence where there is none."""
+    """The script that `live_panels` names; `live/ID?after=N`, what is new behind the first N steps (`added_frame`);
+    `recordings/ID.jsonl` and `recordings/ID.html`, both as downloads. 404 with a sentence where there is none."""
     router = APIRouter()
 
     @router.get(f"/{script_name()}")
     def panels_script() -> Response:
         forever = {"Cache-Control": "public, max-age=31536000, immutable"}
         return Response(script(), media_type="text/javascript", headers=forever)
+
+    # Not by the event that writes the answer: of each message of an event Gradio has every widget of the page look
+    # whether it is concerned, which takes a browser several times as long as drawing all panels.
+    @router.get("/live/{recording_id}")
+    def added(recording_id: str, after: int) -> Response:
+        try:
+            steps = recordings.of(recording_id).steps
+        except ValueError as error:
+            return Response(f"{error}\n", 404, media_type="text/plain")
+        return JSONResponse(added_frame(after, steps[max(0, after) :]), headers={"Cache-Control": "no-store"})
 
     @router.get("/recordings/{name}")
     def export(name: str) -> Response:

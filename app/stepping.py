@@ -5,6 +5,7 @@ On ZeroGPU the larger one is lent to worker processes instead. Owns threads and 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import queue
@@ -102,6 +103,10 @@ class Stepper:
         from moespec import Batch
 
         warm_up(engine)
+        # Half a million objects of the libraries, which stay: a full collection that looked at them, too, would stop
+        # every answer and every page for a third of a second.
+        gc.collect()
+        gc.freeze()
         batch = Batch(engine, MAX_TOGETHER)
         self.batches.append(batch)
         return Serving(engine, target, batch)

@@ -1,7 +1,16 @@
 """The live panels: one component that draws any step of an answer, and the frames that it is sent."""
 
-from app.live.frames import Growing, live_frame, notice
+from app.live.frames import Growing, added_frame, live_frame, notice, worth_drawing
 from app.live.keeper import keeper
 from app.live.live import live_panels, opened
 
-__all__ = ["Growing", "keeper", "live_frame", "live_panels", "notice", "opened"]
+__all__ = [
+    "Growing",
+    "added_frame",
+    "keeper",
+    "live_frame",
+    "live_panels",
+    "notice",
+    "opened",
+    "worth_drawing",
+]

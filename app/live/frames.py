@@ -1,7 +1,7 @@
 """What the panels draw, as small JSON: projections of StepTraces. Owns the form that the scripts beside it read.
 
 Pure. What grows with an answer (tokens, their facts, the time line) is text of which every token or step adds the same
-few characters: Gradio sends a string's new end alone.
+few characters: a part of an answer is a part of its text.
 """
 
 from __future__ import annotations
@@ -50,6 +50,21 @@ def live_frame(run: str, grown: Growing, drawn: StepTrace, *, is_done: bool, mes
     """What the panels show while an answer is written."""
     about = notice("done" if is_done else "writing", message)
     return about | {"run": run, "now": step_frame(drawn)} | grown.to_json()
+
+
+def worth_drawing(steps: Sequence[StepTrace]) -> StepTrace | None:
+    """The newest step with a tree. The last token of an answer often needs none: what was drawn before stays."""
+    trees = [step for step in steps if step.kind == "tree"]
+    return trees[-1] if trees else None if not steps or steps[-1].summary is not None else steps[-1]
+
+
+def added_frame(first: int, steps: Sequence[StepTrace]) -> Frame:
+    """What is new of an answer to panels that know `first` steps of it: text as `Growing`'s, and the step to draw."""
+    grown, drawn = Growing(), worth_drawing(steps)
+    for step in steps:
+        grown.add(step)
+    about = {"first": first, "is_end": bool(steps) and steps[-1].summary is not None}
+    return about | {"now": None if drawn is None else step_frame(drawn)} | grown.to_json()
 
 
 def token_facts(step: StepTrace) -> list[str]:
@@ -146,8 +161,7 @@ def _named(alternatives: list[list[list]]) -> list[list[list]]:
 
 
 def _tree(tree: TreeTrace) -> Frame:
-    """As text, for of a list every changed entry is sent with its place. nodes: parent, log-probability given it,
-    whether accepted, experts missing."""
+    """As text, shorter than lists. nodes: parent, log-probability given it, whether accepted, experts missing."""
     logp = (f"{math.log(max(p, LEAST_P)):.2f}" for p in tree.draft_p)
     nodes = zip(tree.parents, logp, map(int, tree.accepted), tree.missing, strict=True)
     return {

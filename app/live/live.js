@@ -2,8 +2,9 @@
 // once per animation frame.
 const messageView = find(".mss-message");
 const PLAY_MS = 320, REST_MS = 2600, SO_FAR_MS = 400;
+const LISTEN_MS = [40, 200], DRAWN_SHARE = 4; // between two questions: at the least, or as many times what drawing takes; at the most
 const runs = new Map(); // of this conversation, by id
-let newestRun = null, waiting = false, isFresh = true, timer = null;
+let newestRun = null, waiting = false, isFresh = true, timer = null, drawMs = 0;
 let view = { run: null, index: 0, mode: "follow" }; // mode: follow, hold, play
 let shownFrame = null, shownIndex = 0, soFar = { key: "", at: 0, isBusy: false };
 
@@ -30,11 +31,12 @@ function take(frame) {
   if (!runs.has(frame.run) && newestRun && newestRun.isRecording) forgetRuns(); // ours makes room for theirs
   const known = runs.get(frame.run), run = known || new Run(frame.run, source, frame.title || `answer ${runs.size + 1}`);
   run.grow(frame);
-  run.drawnIndex = frame.now ? frame.now.step : run.steps.length - 1;
-  if (known) {
-    if (askedCut !== null && frame.now && frame.now.settings.budget === askedCut) askedCut = null;
-    return;
-  }
+  if (!frame.now) run.drawnIndex = run.steps.length - 1;
+  if (!known) begin(run, frame);
+  if (frame.now && frame.now.step === run.drawnIndex) cutArrived(frame.now);
+  if (frame.status === "writing") listen(run);
+}
+function begin(run, frame) {
   runs.set(run.id, run);
   newestRun = run;
   mostLeaves = 0;
@@ -46,6 +48,35 @@ function take(frame) {
   if (run.isRecording || frame.status === "opened") start(run);
   else if (frame.status === "still") { view = { run, index: -1, mode: "hold" }; hold(frame.at); }
   else follow();
+}
+// The budget that was asked for by moving the tail's cut is in force.
+function cutArrived(now) {
+  if (askedCut !== null && now && now.settings.budget === askedCut) askedCut = null;
+}
+// Asks for an answer's steps as they are made, and once more when it has ended: one that failed has no last frame. The
+// event that writes it tells the rest; see routes.py.
+async function listen(run) {
+  if (run.isHeard) return;
+  run.isHeard = true;
+  for (let isLast = false, numInVain = 0; !isLast && newestRun === run;) {
+    isLast = root.dataset.status !== "writing";
+    let rest = document.hidden ? LISTEN_MS[1] : REST_MS; // cut off: it may come back
+    if (!document.hidden) {
+      const asked = performance.now();
+      try {
+        const response = await fetch(`live/${run.id}?after=${run.steps.length}`);
+        if (response.status === 404) break;
+        const added = await response.json();
+        const isNew = added.series && added.first === run.steps.length;
+        if (isNew) { run.extend(added); cutArrived(added.now); soon(); }
+        if (added.is_end) break;
+        numInVain = isNew ? 0 : numInVain + 1;
+        rest = Math.min(LISTEN_MS[1], Math.max(LISTEN_MS[0], DRAWN_SHARE * drawMs) * 1.2 ** numInVain) - (performance.now() - asked);
+      } catch { /* what is there stays */ }
+    }
+    if (!isLast) await new Promise((done) => setTimeout(done, Math.max(0, rest)));
+  }
+  run.isHeard = false;
 }
 function forgetRuns() {
   runs.clear();
@@ -158,6 +189,7 @@ function drawFigures(figures, settings) {
 }
 
 function draw() {
+  const began = performance.now();
   waiting = false;
   if (isFresh) take(props.value || {});
   const { run } = view;
@@ -176,6 +208,7 @@ function draw() {
   drawScrubber(run, view.index);
   drawTree(run && shownFrame ? shownFrame.tree : null);
   drawLayers(run && shownFrame ? shownFrame.layers : null, summed());
+  drawMs = performance.now() - began;
 }
 function soon() {
   if (waiting) return;

@@ -49,20 +49,27 @@ class Run {
   constructor(id, source, title) {
     Object.assign(this, { id, source, title, layerNumbers: [], pieces: [], facts: [], steps: [], stepOf: [], frames: new Map(), asked: new Map() });
     this.read = { tokens: 0, facts: 0, series: 0 };
+    this.drawnIndex = -1; // the newest step that is worth drawing
   }
 
-  // Only what is new is decoded: a long answer costs no more at its end than at its start.
+  // The whole text so far. Only what is new is decoded: a long answer costs no more at its end than at its start.
   grow({ tokens, facts, series, now }) {
-    const added = tokens.slice(this.read.tokens).split(SEPARATOR).slice(0, -1);
-    this.pieces.push(...added);
-    this.facts.push(...facts.slice(this.read.facts).split(";").slice(0, -1).map(readFacts));
-    for (const entry of series.slice(this.read.series).split(";").slice(0, -1)) {
+    this.extend({ tokens: tokens.slice(this.read.tokens), facts: facts.slice(this.read.facts), series: series.slice(this.read.series), now });
+  }
+
+  // What comes after what is known.
+  extend({ tokens, facts, series, now }) {
+    this.pieces.push(...tokens.split(SEPARATOR).slice(0, -1));
+    this.facts.push(...facts.split(";").slice(0, -1).map(readFacts));
+    for (const entry of series.split(";").slice(0, -1)) {
       const step = readStep(entry, this.steps.at(-1));
       for (let n = 0; n < step.tokens; n++) this.stepOf.push(this.steps.length);
       this.steps.push(step);
     }
-    this.read = { tokens: tokens.length, facts: facts.length, series: series.length };
-    if (now && !this.frames.has(now.step)) this.keep(now.step, now);
+    this.read = { tokens: this.read.tokens + tokens.length, facts: this.read.facts + facts.length, series: this.read.series + series.length };
+    if (!now || now.step < this.drawnIndex) return; // a frame of the event may come late
+    if (!this.frames.has(now.step)) this.keep(now.step, now);
+    this.drawnIndex = now.step;
   }
 
   keep(index, frame) {

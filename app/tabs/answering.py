@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from app.controls import read
-from app.live import Growing, live_frame, notice
+from app.live import Growing, live_frame, notice, worth_drawing
 from app.messages import History, plain, shown
 from app.recordings import Recordings
 from app.service import Service
 from app.stepping import MAX_TOGETHER
 from app.zero import CutOffError
-from moespec import RunSummary, StepTrace
+from moespec import RunSummary
 
 ENDINGS = {
     "eos": "The answer ended by itself.",
@@ -30,7 +30,8 @@ ENDINGS = {
     "stopped": "Stopped.",
     "stop": "Ended at a stop text.",
 }
-SHOWN_S_PER_CHARACTER = 0.5 / 10_000  # between two states of the text in the chat
+# Between two states of the text in the chat. A browser lays a long text out anew with every word.
+SHOWN_S, SHOWN_S_PER_CHARACTER = 0.15, 0.5 / 10_000
 KEEP_S = 1.0  # how often an answer that is being written is kept in the browser
 MAX_WORDS = 400  # characters of a refusal, which may quote what was typed
 BESIDE = " Written beside other visitors' answers: the times are those of steps that are shared."
@@ -56,10 +57,16 @@ class Answering:
         self, request: gr.Request, ticket: int, markdown: bool, history: History, *values: Any
     ) -> Iterator[tuple]:
         visit, messages = Visit(request.session_hash or "", ticket), plain(history)
+        answered = {"role": "assistant", "content": ""}
+
+        def written() -> Any:
+            """What was held back, too."""
+            return shown([*messages, answered], markdown) if answered["content"] else gr.skip()
+
         try:
-            yield from self._stream(visit, messages, markdown, values)
+            yield from self._stream(visit, messages, answered, markdown, values)
         except CutOffError as error:
-            yield gr.skip(), notice("error", str(error)), gr.skip(), gr.skip(), gr.skip()
+            yield written(), notice("error", str(error)), gr.skip(), gr.skip(), gr.skip()
         except ValueError as error:
             # Nothing is lost: the message goes back to where it can be changed.
             back = messages[-1]["content"] if messages else gr.skip()
@@ -67,19 +74,21 @@ class Answering:
         except Exception as error:
             logging.exception("an answer failed")
             failed = f"The answer failed ({type(error).__name__}). What was written stays; retry, or ask again."
-            yield gr.skip(), notice("error", failed), gr.skip(), gr.skip(), gr.skip()
+            yield written(), notice("error", failed), gr.skip(), gr.skip(), gr.skip()
         finally:
             self._service.queue.leave(*visit)
 
-    def _stream(self, visit: Visit, messages: History, markdown: bool, values: tuple) -> Iterator[tuple]:
-        """(chat, live frame, id, prompt, kept) at most 20 times a second; the recording's id once, at the end."""
+    def _stream(
+        self, visit: Visit, messages: History, answered: dict, markdown: bool, values: tuple
+    ) -> Iterator[tuple]:
+        """(chat, live frame, id, prompt, kept): the frame at first, at the end and where its sentence changes, the
+        recording's id once, at the end. The panels ask for steps as they are made (`routes.py`)."""
         service, settings = self._service, read(values)
         kept = service.fit(messages, settings)
         num_dropped = len(messages) - len(kept)
         remark = f"The oldest {num_dropped} messages no longer fit the context and are not read." if num_dropped else ""
         recording = self._recordings.begin(service.header(kept, settings))
-        answered = {"role": "assistant", "content": ""}
-        grown, drawn, kept_at, shown_at = Growing(), None, time.monotonic(), 0.0
+        grown, drawn, said, kept_at, shown_at = Growing(), None, None, time.monotonic(), 0.0
         for steps in service.stream(*visit, kept, settings):
             if not service.queue.expects(*visit):  # cleared: frames that were on their way have filled the chat again
                 yield [], self._recorded, "", gr.skip(), gr.skip()
@@ -94,17 +103,19 @@ class Answering:
                 remark += BESIDE
             if (told := service.queue.remark(visit.session)) not in remark:
                 remark += told
-            drawn = worth_drawing(steps, drawn)
+            drawn = worth_drawing(steps) or drawn or steps[-1]
             message, is_done = f"{remark} {_ending(steps[-1].summary)}".strip(), steps[-1].summary is not None
-            frame = live_frame(recording.id, grown, drawn, is_done=is_done, message=message)
+            now, rest_s = time.monotonic(), SHOWN_S + len(answered["content"]) * SHOWN_S_PER_CHARACTER
+            if not is_done and message == said and now - shown_at < rest_s:
+                continue
+            shown_at, chat = now, shown([*messages, answered], markdown)
+            frame: Any = gr.skip()
+            if is_done or message != said:
+                said, frame = message, live_frame(recording.id, grown, drawn, is_done=is_done, message=message)
             # A page that loses its connection begins anew with what its browser has kept.
-            is_due = is_done or time.monotonic() - kept_at > KEEP_S
-            kept_at = time.monotonic() if is_due else kept_at
+            is_due = is_done or now - kept_at > KEEP_S
+            kept_at = now if is_due else kept_at
             kept_now = kept_history([*messages, answered], values) if is_due else gr.skip()
-            # A browser lays a long text out anew with every word: what is long is sent less often.
-            is_shown = is_done or time.monotonic() - shown_at > len(answered["content"]) * SHOWN_S_PER_CHARACTER
-            shown_at = time.monotonic() if is_shown else shown_at
-            chat = shown([*messages, answered], markdown) if is_shown else gr.skip()
             yield chat, frame, gr.skip(), gr.skip(), kept_now
         if drawn is None:
             yield gr.skip(), notice("done", "Stopped before it began."), gr.skip(), gr.skip(), gr.skip()
@@ -133,12 +144,6 @@ def refusal(error: ValueError) -> dict:
     text = str(error) if len(str(error)) <= MAX_WORDS else f"{str(error)[:MAX_WORDS]}…"
     gr.Warning(html.escape(text))  # Gradio takes it for HTML
     return notice("error", text)
-
-
-def worth_drawing(steps: list[StepTrace], before: StepTrace | None) -> StepTrace:
-    """The newest step with a tree: the last token of an answer often needs none."""
-    trees = [step for step in steps if step.kind == "tree"]
-    return trees[-1] if trees else before if before is not None and steps[-1].summary is not None else steps[-1]
 
 
 def _ending(summary: RunSummary | None) -> str:

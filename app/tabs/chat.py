@@ -134,7 +134,7 @@ class Chat:
 
     def _ask(self, request: gr.Request, text: str, markdown: bool, history: History, *values: Any) -> tuple:
         if not text.strip():
-            return self._refused(ValueError("Write something first: the message is empty."))
+            return self._refused(request, ValueError("Write something first: the message is empty."))
         return self._enter(request, [*plain(history), {"role": "user", "content": text}], markdown, values)
 
     def _retry(self, request: gr.Request, markdown: bool, history: History, *values: Any) -> tuple:
@@ -150,7 +150,8 @@ class Chat:
         text = html.unescape(str(edited.value))
         if not text.strip():
             shown_again = [*before, {"role": "user", "content": html.unescape(str(edited.previous_value))}]
-            refused = self._refused(ValueError("Write something: the message would be empty. The old one stays."))
+            error = ValueError("Write something: the message would be empty. The old one stays.")
+            refused = self._refused(request, error)
             kept = [*shown_again, *plain(history)[place + 1 :]]
             return (refused[0], shown(kept, markdown), *refused[2:])
         return self._enter(request, [*before, {"role": "user", "content": text}], markdown, values)
@@ -174,10 +175,12 @@ class Chat:
                 frame = notice("waiting", MEASURING)
             return "", shown(messages, markdown), frame, ticket, kept_history(messages, values)
         except ValueError as error:
-            return self._refused(error)
+            return self._refused(request, error)
 
-    def _refused(self, error: ValueError) -> tuple:
-        return gr.skip(), gr.skip(), refusal(error), gr.skip(), gr.skip()
+    def _refused(self, request: gr.Request, error: ValueError) -> tuple:
+        """Panels that show an answer on its way go on with it."""
+        told, is_answered = refusal(error), (request.session_hash or "") in self.service.queue.places
+        return gr.skip(), gr.skip(), gr.skip() if is_answered else told, gr.skip(), gr.skip()
 
     # What acts at once.
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from app.hosting import Hosting
+from app.live import worth_drawing
 from app.messages import plain, shown
-from app.tabs.answering import worth_drawing
 from app.tabs.chat import device_line
 from moespec import Engine
 from tests.conftest import tiny_model
@@ -50,7 +50,7 @@ def test_the_last_step_with_a_tree_is_drawn():
         return SimpleNamespace(kind=kind, summary="summary" if is_last else None)
 
     tree, plain_step, last = step("tree"), step("plain"), step("plain", is_last=True)
-    assert worth_drawing([tree, plain_step], None) is tree
-    assert worth_drawing([plain_step], tree) is plain_step
-    assert worth_drawing([last], tree) is tree
-    assert worth_drawing([last], None) is last
+    assert worth_drawing([tree, plain_step]) is tree
+    assert worth_drawing([plain_step]) is plain_step
+    assert worth_drawing([tree, last]) is tree
+    assert worth_drawing([last]) is None and worth_drawing([]) is None  # what was drawn before stays

@@ -9,7 +9,7 @@ import struct
 import numpy as np
 import pytest
 
-from app.live import Growing, live_frame, opened
+from app.live import Growing, added_frame, live_frame, opened
 from app.live.frames import ACTIVE, KEPT, MASS_STEPS, MOST, NATURAL, SEPARATOR, Sums, detailed_frame, token_facts
 from app.live.live import steps_between
 from app.recordings import Recordings
@@ -74,6 +74,17 @@ def test_growing_text_only_grows(engine):
         now = text.to_json()
         assert all(now[name].startswith(before[name]) and now[name] != before[name] for name in before)
         before = now
+
+
+def test_parts_of_an_answer_make_the_whole(engine):
+    _, steps = answer(engine)
+    parts = [added_frame(first, steps[first:last]) for first, last in ((0, 1), (1, 4), (4, 4), (4, len(steps)))]
+    for name, whole in grown(steps).to_json().items():
+        assert "".join(part[name] for part in parts) == whole
+    assert [(part["first"], part["is_end"]) for part in parts] == [(0, False), (1, False), (4, False), (4, True)]
+    trees = [number for number, step in enumerate(steps) if step.kind == "tree"]
+    newest = [0, max(number for number in trees if number < 4), None, max(trees)]
+    assert [part["now"] and part["now"]["step"] for part in parts] == newest
 
 
 def test_a_tokens_facts_are_of_the_row_that_chose_it(engine):

@@ -22,7 +22,7 @@ KNOWN_KEYS = {
     *("custom_headers", "preload_from_hub"),
 }
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
-ADDED = {"/v1/models", "/v1/chat/completions", "/recordings/{name}"}  # among those beside the page
+ADDED = {"/v1/models", "/v1/chat/completions", "/live/{recording_id}", "/recordings/{name}"}  # beside the page
 ZERO_GPU_PYTHONS = {"3.10", "3.10.13", "3.12", "3.12.12"}
 ZERO_GPU_TORCHES = {"2.8.0", "2.9.1", "2.10.0", "2.11.0"}
 

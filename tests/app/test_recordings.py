@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from app.export import replay_page, trace_file
+from app.live import added_frame
 from app.recordings import Recordings
 from app.routes import page_router
 from moespec import EMBEDDED_TARGET, BudgetConfig, Engine, GenerationConfig, TreeConfig, read_trace
@@ -51,6 +52,21 @@ def test_what_is_asked_for_beyond_the_end_is_not_there(trace):
     assert recording.between(-5, 2) == trace[1][:2]
     assert recording.between(3, 10**9) == trace[1][3:]
     assert recording.question == f"Repeat: {HOSTILE}"
+
+
+def test_what_is_new_of_an_answer_has_an_address(trace):
+    recordings, app = Recordings(), FastAPI()
+    recording = kept(recordings, trace)
+    app.include_router(page_router(recordings))
+    client = TestClient(app)
+    found = client.get(f"/live/{recording.id}?after=2")
+    assert found.json() == json.loads(json.dumps(added_frame(2, trace[1][2:])))
+    assert found.headers["Cache-Control"] == "no-store"
+    assert found.json()["is_end"] and client.get(f"/live/{recording.id}?after=999").json()["series"] == ""
+    assert client.get(f"/live/{recording.id}?after=-4").json()["series"].count(";") == len(trace[1])
+    gone = client.get("/live/other?after=0")
+    assert gone.status_code == 404 and "no longer kept" in gone.text
+    assert client.get(f"/live/{recording.id}?after=x").status_code == 422
 
 
 def test_an_exported_trace_is_the_answer(trace, tmp_path):

@@ -20,15 +20,14 @@ from tests.browser.page_bench_server import NUM_FRAMES, RATE_HZ, STEADY
 from tests.browser.visitor import FRAME, LONG, Visitor
 
 PROMPT = "Tell me a long story about a dog."
-# Every animation frame: when it was, the stamp that is shown, the step that is shown.
+# Every animation frame: when it was, whether an answer is being written, the step that is shown.
 WATCH = """() => {
   window.seen = []; window.longTasks = [];
   new PerformanceObserver((list) => list.getEntries().forEach((one) => window.longTasks.push(one.duration)))
     .observe({ type: "longtask" });
-  const panels = document.querySelector("#live .mss"), message = panels.querySelector(".mss-message");
+  const panels = document.querySelector("#live .mss");
   const look = () => {
-    const stamp = / at ([0-9.]+)/.exec(message.textContent);
-    window.seen.push([Date.now(), stamp ? Number(stamp[1]) : null, panels.dataset.step]);
+    window.seen.push([Date.now(), panels.dataset.status === "writing", Number(panels.dataset.step)]);
     requestAnimationFrame(look);
   };
   requestAnimationFrame(look);
@@ -37,7 +36,8 @@ WATCH = """() => {
 
 @dataclass
 class Seen:
-    """What a watched answer looked like. late_ms: from a frame's making to its being on screen, 95th of 100."""
+    """What a watched answer looked like. late_ms: from a step's making to its being on screen, it or a newer one, 95th
+    of 100."""
 
     shown_per_s: float
     frames_per_s: float
@@ -48,18 +48,31 @@ class Seen:
     tokens_per_s: float | None = None
 
 
-def seen(page: Page) -> Seen:
-    """Of all that was watched since `WATCH`."""
+def exported(page: Page) -> str:
+    """The address of the answer's trace, which ends in its recording's id."""
+    link = page.locator("#live .mss-exports a").first.get_attribute("href")
+    assert link is not None
+    return link
+
+
+def seen(page: Page, address: str) -> Seen:
+    """Of the answer that was watched since `WATCH`."""
+    recording_id = exported(page).rpartition("/")[2].removesuffix(".jsonl")
+    made = page.request.get(f"{address}/made/{recording_id}").json()
     frames, tasks = page.evaluate("[window.seen, window.longTasks]")
-    stamped = [frame for frame in frames if frame[1] is not None]
-    firsts: dict[float, float] = {}
-    for now, stamp, _ in stamped:
-        firsts.setdefault(stamp, now - stamp)
-    seconds = (stamped[-1][0] - stamped[0][0]) / 1e3
-    late = sorted(firsts.values())
+    writing = [(now, step) for now, is_writing, step in frames if is_writing]
+    seconds = (writing[-1][0] - writing[0][0]) / 1e3
+    shown = iter(writing)
+    now, newest = next(shown)
+    late = []
+    for step in range(newest, writing[-1][1] + 1):
+        while newest < step:
+            now, newest = next(shown)
+        late.append(now - made[step])
+    late.sort()
     return Seen(
-        shown_per_s=len(firsts) / seconds,
-        frames_per_s=len(stamped) / seconds,
+        shown_per_s=len({step for _, step in writing}) / seconds,
+        frames_per_s=len(writing) / seconds,
         late_ms=late[int(0.95 * (len(late) - 1))],
         most_late_ms=late[-1],
         longest_task_ms=max(tasks, default=0.0),
@@ -90,7 +103,8 @@ def steady(browser: Browser, address: str) -> Seen:
     visitor.ask(STEADY)
     visitor.wait("writing")
     visitor.page.wait_for_timeout(1e3 * NUM_FRAMES / RATE_HZ)
-    found = seen(visitor.page)
+    visitor.wait("done")
+    found = seen(visitor.page, address)
     found.bytes_per_update = sum(sizes) / NUM_FRAMES
     visitor.page.context.close()
     return found
@@ -107,9 +121,8 @@ def watched(browser: Browser, address: str, num_tokens: int) -> Seen:
     visitor.ask_for_a_long_answer(PROMPT, num_tokens)
     page.wait_for_selector(f'{FRAME}[data-status="writing"]', timeout=LONG)
     page.wait_for_selector(f'{FRAME}[data-status="done"]', timeout=4 * LONG)
-    found = seen(page)
-    link = page.locator("#live .mss-exports a").first.get_attribute("href")
-    last = page.request.get(f"{address}/{link}").text().strip().rpartition("\n")[2]
+    found = seen(page, address)
+    last = page.request.get(f"{address}/{exported(page)}").text().strip().rpartition("\n")[2]
     found.tokens_per_s = json.loads(last)["summary"]["tokens_per_s"]
     page.context.close()
     return found
@@ -127,11 +140,11 @@ def long_answer(browser: Browser, address: str) -> dict[str, Any]:
     visitor.ask_for_a_long_answer(PROMPT, 2000)
     page.wait_for_selector(f'{FRAME}[data-status="writing"]', timeout=LONG)
     page.wait_for_selector(f'{FRAME}[data-status="done"]', timeout=4 * LONG)
-    stamped = [frame for frame in page.evaluate("window.seen") if frame[1] is not None]
+    writing = [now for now, is_writing, _ in page.evaluate("window.seen") if is_writing]
     tasks = page.evaluate("window.longTasks")
     page.evaluate("window.seen = []")
-    fifth = len(stamped) // 5
-    rates = [1e3 * fifth / max(1, part[-1][0] - part[0][0]) for part in (stamped[:fifth], stamped[-fifth:])]
+    fifth = len(writing) // 5
+    rates = [1e3 * fifth / max(1, part[-1] - part[0]) for part in (writing[:fifth], writing[-fifth:])]
     grown = heap_mb(session) - before
     page.context.close()
     return {

@@ -1,11 +1,12 @@
-"""The page as it is, with what `page_bench.py` measures it by: stamped frames, recorded answers at a steady rate, and
-answers that nobody watches."""
+"""The page as it is, with what `page_bench.py` measures it by: when every step was made, recorded answers at a steady
+rate, and answers that nobody watches."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,32 @@ from fastapi import APIRouter
 
 import serve  # noqa: F401  first: it sets the environment that the page is started in
 from app.main import serve as serve_at
+from app.recordings import Recording
 from app.service import Service
 from app.settings import Settings
-from app.tabs import answering
+from app.stepping import Stepper
 from moespec import StepTrace, read_trace
 
 STORY = Path(__file__).resolve().parents[2] / "assets" / "traces" / "story.jsonl"
 RATE_HZ, NUM_FRAMES = 20, 200
 STEADY = "steady"  # asked for this, the page is shown recorded steps
-own_frame, own_stream = answering.live_frame, Service.stream
+own_add, own_steps, own_stream = Recording.add, Stepper.steps, Service.stream
+made_at_ms: defaultdict[str, list[float]] = defaultdict(list)  # by recording
 
 
-def stamped_frame(*args: Any, message: str, **values: Any) -> dict[str, Any]:
-    """Says when it was made, where a visitor would read a remark."""
-    return own_frame(*args, message=f"{message} at {1e3 * time.time():.1f}", **values)
+def steps_with_times(stepper: Stepper, *asked: Any) -> Iterator[StepTrace]:
+    """The steps as they are made, each with the time."""
+    for step in own_steps(stepper, *asked):
+        stamped: Any = step
+        stamped.made_at_ms = 1e3 * time.time()
+        yield step
+
+
+def add(recording: Recording, steps: Iterable[StepTrace]) -> None:
+    """Keeps those times; of recorded steps, when they were shown as new."""
+    steps = list(steps)
+    made_at_ms[recording.id] += [getattr(step, "made_at_ms", 1e3 * time.time()) for step in steps]
+    own_add(recording, steps)
 
 
 def stream(service: Service, session: str, ticket: int, messages: list, settings: Settings) -> Iterator[list]:
@@ -52,12 +65,19 @@ def _steady() -> Iterator[list[StepTrace]]:
 
 patched: Any = Service
 patched.stream = stream
-changed: Any = answering
-changed.live_frame = stamped_frame
+changed: Any = Recording
+changed.add = add
+timed: Any = Stepper
+timed.steps = steps_with_times
 
 
-def unwatched(service: Service) -> APIRouter:
+def measures(service: Service) -> APIRouter:
     router = APIRouter()
+
+    @router.get("/made/{recording_id}")
+    def made(recording_id: str) -> list[float]:
+        """When each of its steps was there, in ms since 1970."""
+        return made_at_ms[recording_id]
 
     @router.get("/unwatched")
     def answer(prompt: str, num_tokens: int) -> dict[str, float]:
@@ -73,6 +93,6 @@ def unwatched(service: Service) -> APIRouter:
 if __name__ == "__main__":
     served = Service()
     page = serve_at(served, "127.0.0.1", int(os.environ["PORT"]))
-    page.app.router.routes[:0] = unwatched(served).routes
+    page.app.router.routes[:0] = measures(served).routes
     served.stepper.start()
     page.block_thread()

@@ -177,6 +177,8 @@ def test_refused_messages_stand_in_nobodys_way(watcher):
     watcher.wait("writing")
     for _ in range(20):
         watcher.ask(" ")
+    expect(page.locator(".toast-body").first).to_contain_text("Write something first")
+    assert page.locator(FRAME).get_attribute("data-status") == "writing"
     page.click("#stop")
     page.get_by_role("tab", name="How to write").click()
     page.get_by_label("Keep writing").uncheck()

@@ -54,6 +54,30 @@ def test_a_recording_plays_until_the_first_prompt(visitor):
     assert "hen" not in part(page, "tokens").inner_text()
 
 
+def test_steps_are_asked_for_again_where_that_failed(browser, unhurried_address):
+    visitor = Visitor(browser, unhurried_address)
+    page, num_cut = visitor.page, 3
+
+    def cut(route) -> None:
+        nonlocal num_cut
+        num_cut -= 1
+        route.abort() if num_cut >= 0 else route.continue_()
+
+    page.route("**/live/*", cut)
+    visitor.ask_for_a_long_answer("Tell me a long story about a fox.")
+    visitor.wait("writing")
+    shown = f"Number(document.querySelector('{FRAME}').dataset.step)"
+    page.wait_for_function(f"{shown} >= 12", timeout=LONG)
+    assert num_cut < 0 and page.locator(FRAME).get_attribute("data-status") == "writing"
+    page.click("#stop")
+    visitor.wait("done")
+    steps = trace_of(visitor)
+    assert page.evaluate(shown) == len(steps) - 1
+    tokens = page.locator("#live .mss-tokens").inner_text()
+    assert "".join(tokens.split()) == "".join("".join("".join(step.pieces) for step in steps).split())
+    page.context.close()
+
+
 def test_who_wants_no_motion_sees_the_recordings_end(browser, address):
     calm = Visitor(browser, address, reduced_motion="reduce")
     calm.wait("recorded")
