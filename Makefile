@@ -4,16 +4,20 @@ PYTHON ?= python3
 PORT ?= 7860
 BIN = .venv/bin
 
-.PHONY: demo test test-suite test-interpreted test-gpu lint
+.PHONY: demo test test-browser test-suite test-interpreted test-gpu lint
 demo: .venv/.installed
 	PORT=$(PORT) $(BIN)/python serve.py
 
-# Side by side: the browser's tests mostly wait; Triton's interpreter, which never does, takes what is left.
+# Side by side: the browser's tests mostly wait, and go first where they do not; Triton's interpreter, which never waits,
+# takes what is left.
 test: lint
-	$(MAKE) --jobs=2 --output-sync=line test-suite test-interpreted
+	$(MAKE) --jobs=3 --output-sync=line test-browser test-suite test-interpreted
+
+test-browser: .venv/.installed-dev
+	$(BIN)/python -m pytest -q tests/browser
 
 test-suite: .venv/.installed-dev
-	$(BIN)/python -m pytest -q
+	nice -n 10 $(BIN)/python -m pytest -q --ignore=tests/browser
 
 # In a process of its own: the interpreter is chosen when Triton is imported.
 test-interpreted: .venv/.installed-dev
