@@ -17,7 +17,7 @@ test-browser: .venv/.installed-dev
 	$(BIN)/python -m pytest -q tests/browser
 
 test-suite: .venv/.installed-dev
-	nice -n 10 $(BIN)/python -m pytest -q --ignore=tests/browser
+	nice -n 10 $(BIN)/python -m pytest -q tests --ignore=tests/browser --ignore=tests/kernels --ignore=tests/gpu
 
 # In a process of its own: the interpreter is chosen when Triton is imported.
 test-interpreted: .venv/.installed-dev
