@@ -179,7 +179,8 @@ class Chat:
 
     def _refused(self, request: gr.Request, error: ValueError) -> tuple:
         """Panels that show an answer on its way go on with it."""
-        told, is_answered = refusal(error), (request.session_hash or "") in self.service.queue.places
+        told, place = refusal(error), self.service.queue.places.get(request.session_hash or "")
+        is_answered = place is not None and place.series is None
         return gr.skip(), gr.skip(), gr.skip() if is_answered else told, gr.skip(), gr.skip()
 
     # What acts at once.
