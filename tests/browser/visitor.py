@@ -7,6 +7,7 @@ from typing import Any
 from playwright.sync_api import Page, expect
 
 LONG = 60_000  # ms; the machine may be busy
+expect.set_options(timeout=LONG)
 FRAME = "#live .mss"
 
 
