@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from moespec import Engine, EngineInfo
     from moespec.advise import Advice
 
-FRAME_S = 0.05  # 20 frames a second is what a page keeps up with
+FRAME_S = 0.05  # 20 frames a second, for the page and for programs
 UNMEASURED = ("fixed", "cascade-like")  # governors that need no table of what steps cost
 Step = list[StepTrace]
 

@@ -1,4 +1,4 @@
-"""An answer while it is written: what the chat, the panels and the browser's memory are sent, frame by frame.
+"""An answer while it is written: what chat and browser memory are sent, and the panels at its beginning and end.
 
 Owns when each of them is told and what a failure says. Knows nothing of the widgets or of how an answer is asked for.
 """
