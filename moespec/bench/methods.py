@@ -16,6 +16,7 @@ from moespec.bench.arms import LARGE, Arm, parse_arm
 from moespec.config import GenerationConfig, TreeConfig
 from moespec.engine import Engine
 
+LOSSLESS = "lossless"  # the group of it
 NUM_MATCHING_TOKENS = 48  # of each prompt, to see how many experts a setting reads
 CHAINS = ("3,2,1,0", "4,3,1,0", "5,4,1,0")  # of depth 2 to 4
 SMALL_TREES = ("4,3,3,0", "6,4,3,0", "8,5,4,0")
@@ -107,7 +108,7 @@ def groups(matched: Sequence[Arm], floors: Sequence[float]) -> dict[str, list[Ar
     and the more a method does between two forwards, the more it loses.
     """
     return {
-        "lossless": [*baseline_arms(), *swept_arms(("eagle3",)), *governed_arms()],
+        LOSSLESS: [*baseline_arms(), *swept_arms(("eagle3",)), *governed_arms()],
         "with a floor of mass": [parse_arm("plain"), *swept_arms(("eagle3", *FIXED_BUDGETS)), *floored_arms(floors)],
         "at matched experts": [parse_arm("plain"), parse_arm(f"eagle3@{_numbers(LARGE)}"), *matched],
     }

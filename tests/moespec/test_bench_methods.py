@@ -123,6 +123,7 @@ def test_a_setting_that_was_lucky_in_a_round_is_not_what_that_round_is_held_agai
         (["--experts", "4"], "experts=4 is outside 8 to 64"),
         (["--follow", "0"], "follow=0 is not allowed"),
         (["--rounds", "0"], "rounds=0 is not allowed"),
+        (["--lossless-rounds", "0"], "lossless-rounds=0 is not allowed"),
         (["--max-new-tokens", "1"], "max-new-tokens=1 is not allowed"),
         (["--questions", "-1"], "questions=-1 is not allowed"),
         (["--floors", "0.7", "1.2"], "floors=1.2 is not allowed"),
