@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from app.live.frames import Sums, detailed_frame
+from app.live.frames import Sums, detailed_frame, token_facts
 from app.live.live import opened, read_part, script
 from app.recordings import Recording
 from moespec.trace import trace_lines
@@ -33,6 +33,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 document.querySelector(".about").textContent = data.about;
 const server = {{
   recorded_steps: async ({{ first, last }}) => data.steps.slice(first, last),
+  recorded_facts: async ({{ first, last }}) => data.facts.slice(first, last).flat(),
   recorded_so_far: async ({{ last }}) => data.soFar[Math.min(last, data.soFar.length) - 1],
 }};
 {script}
@@ -58,6 +59,7 @@ def replay_page(recording: Recording) -> str:
         "value": opened(recording, "recorded", f"Asked: {recording.question}", "recorded"),
         "about": _about(recording),
         "steps": [detailed_frame(step) for step in recording.steps],
+        "facts": [token_facts(step) for step in recording.steps],
         "soFar": so_far,
     }
     # Inside a script element "<" alone could end it.

@@ -29,6 +29,9 @@ EXAMPLES = {  # the first plays before the first prompt
     "A form, budget 8": "json.jsonl",
 }
 KEPT_FILES_S = 3600  # uploads
+# How often Gradio looks whether somebody asks for something. Its own thousand times a second take a tenth of a core,
+# and the interpreter from the thread that makes steps.
+LOOK_S = 0.02
 RECORDED = "Recorded on {}, and played slowly. Ask something to see it live."
 
 
@@ -68,6 +71,7 @@ def serve(service: Service, host: str, port: int) -> gr.Blocks:
     page = build_app(service, recordings)
     # Closed: the one way in is the queue, for other programs too.
     page.queue(max_size=service.limits.num_places + MAX_TOGETHER, api_open=False)
+    page._queue.sleep_when_free = LOOK_S
     app, _, _ = page.launch(
         prevent_thread_lock=True,
         server_name=host,

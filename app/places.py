@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from app.settings import Settings
 from moespec import Control
@@ -22,17 +22,26 @@ class Series:
     engine: object | None = None  # that wrote the first
 
 
+class Asked(NamedTuple):
+    """What the page is to answer: the messages, and what its widgets were set to."""
+
+    messages: tuple[dict, ...]
+    values: tuple
+
+
 @dataclass
 class Place:
     """A ticket that no other has, and how many stood before.
 
-    serving: who writes the answer, once it has begun. changes: the way to another process that does; is_deaf: it does
-    not hear them.
+    asked: by the page, kept here until its turn: of each message of an event a browser has all widgets look that the
+    event reads, and forty can be set. serving: who writes the answer, once it has begun. changes: the way to another
+    process that does; is_deaf: it does not hear them.
     """
 
     ticket: int
     num_before: int
     control: Control = field(default_factory=Control)
+    asked: Asked | None = None
     serving: Serving | None = None
     changes: ChangeFile | None = None
     moved: Settings | None = None

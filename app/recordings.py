@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,9 +27,6 @@ class Recording:
     id: str
     header: TraceHeader
     steps: list[StepTrace] = field(default_factory=list)
-
-    def add(self, steps: Iterable[StepTrace]) -> None:
-        self.steps += steps
 
     @property
     def size(self) -> float:
@@ -77,7 +74,7 @@ class Recordings:
             self._for_good[recording.id] = recording
             return recording
         recording = self.begin(header)
-        recording.add(steps)
+        recording.steps += steps
         with self._lock:
             self._forget_old()
         return recording

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.hosting import HostedModel, Hosting, named_model
 from app.limits import Limits
@@ -20,7 +20,8 @@ from app.models import Models
 from app.places import Place
 from app.queue import Queue
 from app.settings import Settings
-from app.stepping import Stepper
+from app.stepping import FRAME_S, Stepper, Tell
+from app.threads import in_own_thread, most_threads
 from app.zero import ZeroEngine
 from moespec import EMBEDDED_TARGET, StepTrace, TraceHeader
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from moespec import Engine, EngineInfo
     from moespec.advise import Advice
 
-FRAME_S = 0.05  # 20 frames a second, for the page and for programs
 UNMEASURED = ("fixed", "cascade-like")  # governors that need no table of what steps cost
 Step = list[StepTrace]
 
@@ -91,6 +91,12 @@ class Service:
         return self.engine.info
 
     @property
+    def card(self) -> dict[str, Any]:
+        """The machine that answers. Threads: how many there may be; how many make steps now is their own affair."""
+        card = self.engine.card()
+        return card if isinstance(self.engine, ZeroEngine) else card | {"threads": most_threads()}
+
+    @property
     def is_loaded(self) -> bool:
         return self._models.now is not None
 
@@ -109,7 +115,7 @@ class Service:
                 raise ValueError("a GPU that is there for the time of an answer cannot be measured.")
             if target not in self._advice:
                 with engine.turn():  # a machine that runs a model is no measure
-                    self._advice[target] = advise(target)
+                    self._advice[target] = in_own_thread(lambda: advise(target))
             return self._advice[target]
 
     def update(self, session: str, settings: Settings) -> None:
@@ -157,14 +163,22 @@ class Service:
         parts = settings.generation_config, settings.budget_config, settings.tree_config
         header = self.engine.header(_prompt(messages, settings), *parts)
         drafter = {"auto": header.drafter, "ngram": {"name": "n-gram", "reason": "asked for"}}.get(settings.drafter)
-        return replace(header, settings=header.settings | {"governor": settings.governor}, drafter=drafter)
+        asked = header.settings | {"governor": settings.governor}
+        return replace(header, settings=asked, drafter=drafter, device=self.card)
 
     def stream(
-        self, session: str, ticket: int, messages: list[dict], settings: Settings, stop: tuple[str, ...] = ()
+        self,
+        session: str,
+        ticket: int,
+        messages: list[dict],
+        settings: Settings,
+        stop: tuple[str, ...] = (),
+        tell: Tell = lambda step: None,
     ) -> Iterator[Step]:
         """The steps since the last frame, at most 20 times a second, the last ones always. Closing it stops the run.
 
-        stop: texts before which the answer ends. Nothing for a ticket that was given back.
+        stop: texts before which the answer ends. tell: hears each step as it comes, from the thread that makes it where
+        this process does. Nothing for a ticket that was given back.
         """
         serving = self._serving
         place = self.queue.begin(session, ticket, serving)
@@ -172,21 +186,26 @@ class Service:
             return
         try:
             self._check(serving, settings)
-            yield from _frames(self._ask(serving, place, messages, settings, stop))
+            yield from self._ask(serving, place, messages, settings, stop, tell)
         finally:
             self.queue.leave(session, place.ticket)
 
     def _ask(
-        self, serving: Serving, place: Place, messages: list[dict], settings: Settings, stop: tuple[str, ...]
-    ) -> Iterator[StepTrace]:
-        """The steps of an answer, as they are made."""
+        self,
+        serving: Serving,
+        place: Place,
+        messages: list[dict],
+        settings: Settings,
+        stop: tuple[str, ...],
+        tell: Tell,
+    ) -> Iterator[Step]:
         prompt = _prompt(messages, settings)
         if isinstance(serving.engine, ZeroEngine):
-            return serving.engine.answer(place, prompt, settings, stop)
+            return _frames(serving.engine.answer(place, prompt, settings, stop), tell)
         assert serving.batch is not None
         request = request_of(serving.engine, prompt, settings, stop, place.control)
         self.knows_costs = self.knows_costs or settings.governor not in UNMEASURED
-        return self.stepper.steps(serving.batch, request)
+        return self.stepper.steps(serving.batch, request, tell, is_compared=place.series is not None)
 
 
 def _prompt(messages: list[dict], settings: Settings) -> list[dict]:
@@ -195,12 +214,18 @@ def _prompt(messages: list[dict], settings: Settings) -> list[dict]:
     return [{"role": "system", "content": system}, *messages] if system else messages
 
 
-def _frames(steps: Iterator[StepTrace]) -> Iterator[Step]:
-    """The steps as they are shown: a frame's at a time, the last ones always."""
+def _frames(steps: Iterator[StepTrace], tell: Tell) -> Iterator[Step]:
+    """The steps of another process, a frame's at a time, the last ones always."""
     pending: Step = []
     shown = 0.0
-    for step in steps:
-        pending.append(step)
-        if step.summary is not None or time.monotonic() - shown >= FRAME_S:
+    try:
+        for step in steps:
+            tell(step)
+            pending.append(step)
+            if step.summary is not None or time.monotonic() - shown >= FRAME_S:
+                yield pending
+                pending, shown = [], time.monotonic()
+    except Exception:
+        if pending:
             yield pending
-            pending, shown = [], time.monotonic()
+        raise

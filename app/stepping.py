@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from app.hosting import HostedModel, Hosting, Room, check_room
 from app.loading import Serving, answers_in_worker, lend, load_hosted, warm_up
 from app.models import Models
+from app.threads import Threads
 from app.zero import worker_function
 from moespec import Request, StepTrace
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from moespec import Batch, Engine
 
 MAX_TOGETHER = 4  # answers that are written side by side
+FRAME_S = 0.05  # 20 frames a second, for the page and for programs
+Tell = Callable[[StepTrace], None]
 
 
 class Stepper:
@@ -40,6 +43,7 @@ class Stepper:
         self._models, self._target, self._hosting, self._wanted = models, target, hosting, wanted
         self._loaded = loaded
         self.batches: list[Batch] = []
+        self._num_compared = 0  # answers whose speed is compared
         self._asked = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -59,18 +63,33 @@ class Stepper:
                 self._thread = threading.Thread(target=self._run, daemon=True)
                 self._thread.start()
 
-    def steps(self, batch: Batch, request: Request) -> Iterator[StepTrace]:
-        """The steps of a request that joins others', as they are made."""
+    def steps(self, batch: Batch, request: Request, tell: Tell, *, is_compared: bool) -> Iterator[list[StepTrace]]:
+        """The steps of a request that joins others', FRAME_S of them at a time, its end at once; `tell` hears each from
+        the thread that makes it. Who waits here is not woken for each: it would take the interpreter from that thread.
+
+        is_compared: with other answers' speed; how many threads make the steps stays as it is.
+        """
         outcomes: queue.SimpleQueue[StepTrace | BaseException] = queue.SimpleQueue()
-        batch.join(request, outcomes.put)
-        self._asked.set()
-        while True:
-            outcome = outcomes.get()
-            if isinstance(outcome, BaseException):
-                raise outcome
-            yield outcome
-            if outcome.summary is not None:
-                return
+        ended = threading.Event()
+
+        def deliver(outcome: StepTrace | BaseException) -> None:
+            if isinstance(outcome, StepTrace):
+                tell(outcome)
+            outcomes.put(outcome)
+            if isinstance(outcome, BaseException) or outcome.summary is not None:
+                ended.set()
+
+        self._count_compared(is_compared)
+        try:
+            batch.join(request, deliver)
+            self._asked.set()
+            yield from _paced(outcomes, ended)
+        finally:
+            self._count_compared(-is_compared)
+
+    def _count_compared(self, change: int) -> None:
+        with self._lock:
+            self._num_compared += change
 
     def _run(self) -> None:
         if self._models.now is not None:
@@ -78,15 +97,20 @@ class Stepper:
         self._models.load_first(self._first)
         if self._wanted is not None and self._hosting is not Hosting.ZERO_GPU:
             threading.Thread(target=self._load_wanted, args=(self._wanted, self._beside), daemon=True).start()
+        threads = Threads()
         while self.batches:
             self._asked.wait()
             self._asked.clear()
             try:
-                while any([batch.step() for batch in self.batches]):
+                while threads.timed(self._step_all, may_compare=not self._num_compared):
                     pass
             except Exception:
                 logging.exception("a step failed")  # those whose step it was have been told
                 self._asked.set()  # the others go on
+
+    def _step_all(self) -> bool:
+        """Whether anyone is left."""
+        return any([batch.step() for batch in self.batches])
 
     def _first(self) -> Serving:
         from moespec import Engine  # here, because torch and transformers take seconds
@@ -118,3 +142,19 @@ class Stepper:
 
         self._models.load_wanted(wanted.name, checked)
         self._loaded()
+
+
+def _paced(outcomes: queue.SimpleQueue[StepTrace | BaseException], ended: threading.Event) -> Iterator[list[StepTrace]]:
+    """What was delivered since the last time; what ended with an error raises it."""
+    while True:
+        made = [outcomes.get()]
+        made += [outcomes.get() for _ in range(outcomes.qsize())]
+        steps = [outcome for outcome in made if isinstance(outcome, StepTrace)]
+        if steps:
+            yield steps
+        last = made[-1]
+        if isinstance(last, BaseException):
+            raise last
+        if last.summary is not None:
+            return
+        ended.wait(FRAME_S)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,16 +79,17 @@ class RoutingCounts:
 
     def layer_traces(self, layers: list[int]) -> list[LayerTrace]:
         """The layers' entries of a StepTrace."""
-        scores = self.score_LE.tolist()
+        # In numpy: torch lets go of the interpreter for each operation, and has to wait for it behind the next step.
+        scores = np.round(self.score_LE.numpy().astype(float), 4).tolist()
         natural, kept, active = map(_id_lists, self._sets)
         mass, weight = self.mass_kept_L.tolist(), self.natural_weight_kept_L.tolist()
-        displaced = self.missing_LT.sum(dim=1).tolist()
-        ids, chosen = (ids_LTK.to(torch.uint16).numpy() for ids_LTK in (self.ids_LTK, self.natural_ids_LTK))
-        weights = self.weights_LTK.to(torch.float16).numpy()
+        displaced = self.missing_LT.numpy().sum(axis=1).tolist()
+        ids, chosen = (ids_LTK.numpy().astype("<u2") for ids_LTK in (self.ids_LTK, self.natural_ids_LTK))
+        weights = self.weights_LTK.numpy().astype("<f2")
         return [
             LayerTrace(
                 layer=layer,
-                score=[round(value, 4) for value in scores[n]],
+                score=scores[n],
                 natural=natural[n],
                 kept=kept[n],
                 active=active[n],
@@ -170,4 +172,4 @@ def _dense(ids_LTK: Tensor, weights_LTK: Tensor, score_LE: Tensor) -> Tensor:
 
 
 def _id_lists(sets_LE: Tensor) -> list[list[int]]:
-    return [[expert for expert, member in enumerate(row) if member] for row in sets_LE.tolist()]
+    return [np.flatnonzero(row).tolist() for row in sets_LE.numpy()]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,38 +53,43 @@ def step_settings(budget: BudgetConfig, effective: int | None, tree: TreeConfig)
     )
 
 
-def tree_trace(opinions: TreeOpinions, verdict: Verdict, missing_T: Tensor, pieces: Pieces) -> TreeTrace:
+def tree_trace(opinions: TreeOpinions, verdict: Verdict, missing_T: np.ndarray, pieces: Pieces) -> TreeTrace:
     """The tree of a step, as both models and the verdict have it."""
     tree, accepted = opinions.tree, set(verdict.path)
     token_ids = tree.tokens_T.tolist()
-    parent_logp_T = tree.draft_logp_T[tree.parents_T.clamp(min=0)]
+    parents_T, logp_T, node_logp_T = map(_host, (tree.parents_T, tree.draft_logp_T, opinions.node_logp_T))
     return TreeTrace(
         token_ids=token_ids,
         pieces=[pieces(token) for token in token_ids],
-        parents=tree.parents_T.tolist(),
+        parents=parents_T.tolist(),
         depths=tree.depths_T.tolist(),
-        draft_p=_rounded((tree.draft_logp_T - parent_logp_T).exp()),
-        path_p=_rounded(tree.draft_logp_T.exp()),
-        target_p=[None, *_rounded(opinions.node_logp_T[1:].exp())],
+        draft_p=_probabilities(logp_T - logp_T[parents_T.clip(min=0)]),
+        path_p=_probabilities(logp_T),
+        target_p=[None, *_probabilities(node_logp_T[1:])],
         accepted=[row in accepted for row in range(tree.num_rows)],
         missing=missing_T.tolist(),
-        target_top=_alternatives(opinions.top_ids_TA, opinions.top_logp_TA.exp(), pieces),
+        target_top=_alternatives(opinions.top_ids_TA, opinions.top_logp_TA, pieces),
         draft_top=[[] for _ in token_ids]
         if tree.alt_ids_TA is None or tree.alt_logp_TA is None
-        else _alternatives(tree.alt_ids_TA, tree.alt_logp_TA.exp(), pieces),
+        else _alternatives(tree.alt_ids_TA, tree.alt_logp_TA, pieces),
     )
 
 
-def _alternatives(ids_TA: Tensor, p_TA: Tensor, pieces: Pieces) -> list[list[list]]:
-    rows = zip(ids_TA.tolist(), p_TA.tolist(), strict=True)
+def _alternatives(ids_TA: Tensor, logp_TA: Tensor, pieces: Pieces) -> list[list[list]]:
+    rows = zip(ids_TA.tolist(), _probabilities(_host(logp_TA), digits=5), strict=True)
     return [
-        [[token, pieces(token), round(p, 5)] for token, p in zip(ids, probabilities, strict=True) if token >= 0]
+        [[token, pieces(token), p] for token, p in zip(ids, probabilities, strict=True) if token >= 0]
         for ids, probabilities in rows
     ]
 
 
-def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 6) for value in values.tolist()]
+def _probabilities(logp: np.ndarray, digits: int = 6) -> list:
+    return np.round(np.exp(logp.astype(float)), digits).tolist()
+
+
+def _host(values: Tensor) -> np.ndarray:
+    """For numpy, which keeps the interpreter: torch lets go of it for each operation, and waits behind a step."""
+    return values.numpy(force=True)
 
 
 @dataclass
@@ -137,7 +143,7 @@ def _details(facts: StepFacts, target: Target, pieces: Pieces) -> tuple[Callable
     opinions, verdict = facts.tree
     layers = [moe.layer for moe in target.moe_layers]
     return (
-        lambda: tree_trace(opinions, verdict, counts.missing_LT.sum(0), pieces),
+        lambda: tree_trace(opinions, verdict, _host(counts.missing_LT).sum(axis=0), pieces),
         lambda: counts.layer_traces(layers),
     )
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import base64
 import json
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 SCHEMA = 2  # 2 has each token's text and each row's natural experts
 
@@ -196,24 +197,16 @@ def write_trace(path: Path, header: TraceHeader, steps: Iterable[StepTrace]) -> 
         file.writelines(trace_lines(header, steps))
 
 
-def unpack_routing(layer: LayerTrace, num_rows: int) -> tuple[list[list[int]], list[list[float]]]:
-    """The layer's [T, K] expert ids and routing weights as nested lists."""
-    ids, weights = unpack_ids(layer.ids), unpack_weights(layer.weights)
-    top_k = len(ids) // num_rows
-    rows = range(0, len(ids), top_k)
-    return [ids[i : i + top_k] for i in rows], [weights[i : i + top_k] for i in rows]
+def unpack_routing(layer: LayerTrace, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """The layer's expert ids, uint16 [T, K], and routing weights, fp16 [T, K]."""
+    return unpack_ids(layer.ids).reshape(num_rows, -1), unpack_weights(layer.weights).reshape(num_rows, -1)
 
 
-def unpack_ids(packed: str) -> list[int]:
-    """Expert ids, row by row, of a LayerTrace's `ids` or `natural_ids`."""
-    return _unpack("H", packed)
+def unpack_ids(packed: str) -> np.ndarray:
+    """Expert ids, uint16, row by row, of a LayerTrace's `ids` or `natural_ids`."""
+    return np.frombuffer(base64.b64decode(packed, validate=True), "<u2")
 
 
-def unpack_weights(packed: str) -> list[float]:
-    """Routing weights, row by row, of a LayerTrace."""
-    return _unpack("e", packed)
-
-
-def _unpack(code: str, packed: str) -> list:
-    data = base64.b64decode(packed, validate=True)
-    return list(struct.unpack(f"<{len(data) // 2}{code}", data))
+def unpack_weights(packed: str) -> np.ndarray:
+    """Routing weights, fp16, row by row, of a LayerTrace."""
+    return np.frombuffer(base64.b64decode(packed, validate=True), "<f2")

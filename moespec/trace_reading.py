@@ -9,12 +9,13 @@ import binascii
 import dataclasses
 import functools
 import json
-import math
 import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 from moespec.config import MAX_TREE_TOKENS
 from moespec.trace import SCHEMA, LayerTrace, StepTrace, TraceHeader, TreeTrace, unpack_ids, unpack_weights
@@ -170,6 +171,7 @@ def _check_step(step: StepTrace) -> None:
     _require(len(sizes) <= 1, "layers differ in experts")
     for layer in step.layers:
         _check_layer(layer, num_rows)
+    _require(len({len(layer.ids) for layer in step.layers}) <= 1, "layers differ in how many experts a row has")
 
 
 def _check_tree(tree: TreeTrace) -> None:
@@ -202,8 +204,8 @@ def _check_layer(layer: LayerTrace, num_rows: int) -> None:
     fits = len(ids) == len(weights) and len(ids) % num_rows == 0 and len(natural) in (0, len(ids))
     _require(fits, f"routing of layer {layer.layer} is not that of {num_rows} rows")
     _require(min(layer.score) >= 0, f"a score of layer {layer.layer} is negative")
-    _require(all(map(math.isfinite, weights)), f"a weight of layer {layer.layer} is no number")
-    pointed = (*ids, *natural, *layer.natural, *layer.kept, *layer.active)
+    _require(bool(np.isfinite(weights).all()), f"a weight of layer {layer.layer} is no number")
+    pointed = (*ids.tolist(), *natural.tolist(), *layer.natural, *layer.kept, *layer.active)
     _require(all(0 <= expert < num_experts for expert in pointed), f"layer {layer.layer} names an expert it has not")
 
 

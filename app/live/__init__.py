@@ -1,16 +1,15 @@
 """The live panels: one component that draws any step of an answer, and the frames that it is sent."""
 
-from app.live.frames import Growing, added_frame, live_frame, notice, worth_drawing
+from app.live.frames import added_frame, notice, worth_drawing, written
 from app.live.keeper import keeper
 from app.live.live import live_panels, opened
 
 __all__ = [
-    "Growing",
     "added_frame",
     "keeper",
-    "live_frame",
     "live_panels",
     "notice",
     "opened",
     "worth_drawing",
+    "written",
 ]

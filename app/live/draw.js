@@ -24,8 +24,17 @@ let colours = readColours();
 // The square root spreads small shares: an expert of a tail is seen beside one of the head.
 const shadeOf = (share, most) => colours.shades[Math.round(SHADES * Math.sqrt(Math.min(1, share / (most || 1))))];
 
+// Sizes are told by the browser when it has laid the page out: who asks between two changes has it laid out once more.
+const sizes = new WeakMap();
+const measured = (part) => { sizes.set(part, { width: part.clientWidth, height: part.clientHeight }); return sizes.get(part); };
+const sizing = new ResizeObserver((changes) => changes.forEach(({ target }) => (target.isConnected ? measured(target) : sizing.unobserve(target))));
+function sizeOf(part) {
+  if (!sizes.has(part)) { measured(part); sizing.observe(part); }
+  return sizes.get(part);
+}
+
 function prepare(canvas) {
-  const ratio = window.devicePixelRatio || 1, width = canvas.clientWidth, height = canvas.clientHeight;
+  const ratio = window.devicePixelRatio || 1, { width, height } = sizeOf(canvas);
   if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(height * ratio);

@@ -1,14 +1,14 @@
 """What the panels draw, as small JSON: projections of StepTraces. Owns the form that the scripts beside it read.
 
-Pure. What grows with an answer (tokens, their facts, the time line) is text of which every token or step adds the same
-few characters: a part of an answer is a part of its text.
+Pure. What grows with an answer (tokens, their origins, the time line) is text to which every token or step adds a few
+characters: a part of an answer is a part of its text. What takes longer to make, for it is made from trees and layers
+(the step that is drawn, what is looked at), is made of those steps alone that are asked for.
 """
 
 from __future__ import annotations
 
 import base64
 import math
-import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,25 +31,12 @@ def notice(status: str, message: str = "") -> Frame:
     return {"status": status, "message": message}
 
 
-class Growing:
-    """An answer so far, as text that only grows."""
-
-    def __init__(self) -> None:
-        self.tokens, self.facts, self.series = "", "", ""
-
-    def add(self, step: StepTrace) -> None:
-        self.tokens += "".join(piece.replace(SEPARATOR, "") + SEPARATOR for piece in step.pieces)
-        self.facts += "".join(f"{fact};" for fact in token_facts(step))
-        self.series += _series_entry(step)
-
-    def to_json(self) -> Frame:
-        return {"tokens": self.tokens, "facts": self.facts, "series": self.series}
-
-
-def live_frame(run: str, grown: Growing, drawn: StepTrace, *, is_done: bool, message: str) -> Frame:
-    """What the panels show while an answer is written."""
-    about = notice("done" if is_done else "writing", message)
-    return about | {"run": run, "now": step_frame(drawn)} | grown.to_json()
+def written(steps: Sequence[StepTrace]) -> Frame:
+    """Tokens, their origins (a digit: depth in the draft, or 0) and the time line, as text. Of two parts of an answer,
+    one after the other, it is the whole's."""
+    pieces = (piece.replace(SEPARATOR, "") + SEPARATOR for step in steps for piece in step.pieces)
+    origins = (DIGITS[origin] for step in steps for origin in step.origins)
+    return {"tokens": "".join(pieces), "origins": "".join(origins), "series": "".join(map(_series_entry, steps))}
 
 
 def worth_drawing(steps: Sequence[StepTrace]) -> StepTrace | None:
@@ -59,12 +46,11 @@ def worth_drawing(steps: Sequence[StepTrace]) -> StepTrace | None:
 
 
 def added_frame(first: int, steps: Sequence[StepTrace]) -> Frame:
-    """What is new of an answer to panels that know `first` steps of it: text as `Growing`'s, and the step to draw."""
-    grown, drawn = Growing(), worth_drawing(steps)
-    for step in steps:
-        grown.add(step)
+    """What is new of an answer to panels that know `first` steps of it: as `written`, and the step to draw, of which
+    they always have one."""
+    drawn = worth_drawing(steps) or (steps[-1] if steps and first == 0 else None)
     about = {"first": first, "is_end": bool(steps) and steps[-1].summary is not None}
-    return about | {"now": None if drawn is None else step_frame(drawn)} | grown.to_json()
+    return about | {"now": None if drawn is None else step_frame(drawn)} | written(steps)
 
 
 def token_facts(step: StepTrace) -> list[str]:
@@ -75,6 +61,7 @@ def token_facts(step: StepTrace) -> list[str]:
     if tree is None:
         return [f"{DIGITS[origin]}0000000" for origin in step.origins]
     path = [row for row, accepted in enumerate(tree.accepted) if accepted]
+    by_layer = _missing_by_layer(step.layers, [row for row in path if tree.missing[row]], len(tree.parents))
     found = []
     for place, (token, origin) in enumerate(zip(step.token_ids, step.origins, strict=True)):
         row = path[min(place, len(path) - 1)]
@@ -83,21 +70,20 @@ def token_facts(step: StepTrace) -> list[str]:
         draft_p = by_drafter[1] if node is None else tree.draft_p[node]
         target_p = by_target[1] if node is None else tree.target_p[node]
         parts = _two(tree.missing[row]), _probability(draft_p), _probability(target_p)
-        by_layer = _missing_by_layer(step.layers, row, len(tree.parents)) if tree.missing[row] else ""
-        found.append(f"{DIGITS[origin]}{''.join(parts)}{DIGITS[by_drafter[0]]}{by_layer}")
+        found.append(f"{DIGITS[origin]}{''.join(parts)}{DIGITS[by_drafter[0]]}{by_layer.get(row, '')}")
     return found
 
 
-def _missing_by_layer(layers: list[LayerTrace], row: int, num_rows: int) -> str:
-    """A digit per layer: natural experts of the row that were not run. Empty where the trace does not know them."""
-    counts = []
-    for layer in layers:
-        natural = unpack_ids(layer.natural_ids)
-        ids_TK, weights_TK = unpack_routing(layer, num_rows)
-        top_k = len(ids_TK[row])
-        was_run = {expert for expert, weight in zip(ids_TK[row], weights_TK[row], strict=True) if weight}
-        counts.append(len(set(natural[row * top_k : (row + 1) * top_k]) - was_run))
-    return "".join(DIGITS[min(count, len(DIGITS) - 1)] for count in counts) if any(counts) else ""
+def _missing_by_layer(layers: list[LayerTrace], rows: list[int], num_rows: int) -> dict[int, str]:
+    """By row, a digit per layer: natural experts that were not run. Empty where the trace does not know them."""
+    if not (rows and layers and all(layer.natural_ids for layer in layers)):
+        return {}
+    ran = [unpack_routing(layer, num_rows) for layer in layers]
+    ids_LRK, weights_LRK = (np.stack([part[rows] for part in parts]) for parts in zip(*ran, strict=True))
+    natural_LRK = np.stack([unpack_ids(layer.natural_ids).reshape(num_rows, -1)[rows] for layer in layers])
+    was_run_LRKK = (natural_LRK[..., None] == ids_LRK[..., None, :]) & (weights_LRK != 0)[..., None, :]
+    missing_RL = (~was_run_LRKK.any(-1)).sum(-1).T.clip(max=len(DIGITS) - 1)
+    return {row: "".join(DIGITS[count] for count in counts) for row, counts in zip(rows, missing_RL, strict=True)}
 
 
 def _find(alternatives: list[list], token: int) -> tuple[int, float | None]:
@@ -174,36 +160,31 @@ def _layers(layers: list[LayerTrace], num_rows: int) -> Frame | None:
     """Every (layer, expert) as 16 bits: its share of the layer's router mass, and natural / kept / active."""
     if not layers:
         return None
-    num_experts = len(layers[0].score)
-    cells: list[int] = []
-    for layer in layers:
-        total = sum(layer.score) or 1.0
-        state = [0] * num_experts
+    score_LE = np.array([layer.score for layer in layers])
+    state_LE = np.zeros(score_LE.shape, int)
+    for state_E, layer in zip(state_LE, layers, strict=True):
         for bit, members in ((NATURAL, layer.natural), (KEPT, layer.kept), (ACTIVE, layer.active)):
-            for expert in members:
-                state[expert] |= bit
-        cells += [round(score / total * MASS_STEPS) << 3 | bits for score, bits in zip(layer.score, state, strict=True)]
+            state_E[members] |= bit
+    share_LE = score_LE / np.maximum(score_LE.sum(axis=1, keepdims=True), LEAST_P)
     return {
         "numbers": ",".join(str(layer.layer) for layer in layers),
-        "num_experts": num_experts,
+        "num_experts": score_LE.shape[1],
         "top_k": len(unpack_ids(layers[0].ids)) // num_rows,
-        "cells": _packed("H", cells),
+        "cells": _packed("H", np.rint(share_LE * MASS_STEPS).astype(int) << 3 | state_LE),
         "mass_kept": ",".join(f"{layer.mass_kept:.4f}" for layer in layers),
     }
 
 
 def _routing(layers: list[LayerTrace], num_rows: int) -> Frame:
     """[L, T, K] as they lie: what was run (ids, weights in 255ths), and what the router had chosen ("" if unknown)."""
-    ids: list[int] = []
-    weights: list[int] = []
-    natural: list[int] = []
-    for layer in layers:
-        ids_TK, weights_TK = unpack_routing(layer, num_rows)
-        ids += [expert for row in ids_TK for expert in row]
-        # Weights that are not renormalised may exceed 1, and one that is used is never drawn as none.
-        weights += [min(255, max(1, round(255 * w))) if w else 0 for row in weights_TK for w in row]
-        natural += unpack_ids(layer.natural_ids)
-    return {"ids": _packed("H", ids), "weights": _packed("B", weights), "natural": _packed("H", natural)}
+    ids, weights = zip(*(unpack_routing(layer, num_rows) for layer in layers), strict=True)
+    # Weights that are not renormalised may exceed 1, and one that is used is never drawn as none.
+    parts = [np.where(one != 0, np.rint(255 * one.astype(float)).clip(1, 255), 0) for one in weights]
+    return {
+        "ids": _packed("H", np.stack(ids)),
+        "weights": _packed("B", np.stack(parts)),
+        "natural": _packed("H", np.concatenate([unpack_ids(layer.natural_ids) for layer in layers])),
+    }
 
 
 class Sums:
@@ -239,9 +220,9 @@ class Sums:
             "active": _packed("B", self._in_parts(self._active_LE, 255)),
         }
 
-    def _in_parts(self, sums_LE: np.ndarray, num_parts: int) -> list[int]:
-        return np.rint(sums_LE / self._num_trees * num_parts).clip(0, num_parts).astype(int).ravel().tolist()
+    def _in_parts(self, sums_LE: np.ndarray, num_parts: int) -> np.ndarray:
+        return np.rint(sums_LE / self._num_trees * num_parts).clip(0, num_parts)
 
 
-def _packed(code: str, values: Sequence[int]) -> str:
-    return base64.b64encode(struct.pack(f"<{len(values)}{code}", *values)).decode()
+def _packed(code: str, values: np.ndarray) -> str:
+    return base64.b64encode(values.astype(f"<{code}").tobytes()).decode()

@@ -1,7 +1,11 @@
 // The time line: four small charts over the steps of an answer, and the scrubber that goes with them.
 const lineView = find(".mss-line"), range = find(".mss-range"), playButton = find(".mss-play");
 const exportLinks = find(".mss-exports"), newestButton = find(".mss-newest"), answersChoice = find(".mss-answers"), stepLabel = find(".mss-step-label");
-const LABELS_WIDTH = 62, CHARTS = ["tokens", "experts", "ms", "mass"];
+const LABELS_WIDTH = 62, WIDEST = 14, CHARTS = ["tokens", "experts", "ms", "mass"];
+const SPARE = 1.25; // while an answer is written there is room for so many times its steps: columns seldom become narrower
+// Columns that are drawn stay, on a sheet of their own: a long answer costs no more to draw at its end than at its start.
+const sheet = document.createElement("canvas");
+let sheetKey = "", sheetColours = null, numOnSheet = 0, slot = WIDEST;
 
 const total = (step) => step.draft + step.verify + step.other;
 const CHART_VALUES = {
@@ -10,22 +14,24 @@ const CHART_VALUES = {
 
 function drawLine(run, index) {
   const { pen, width, height } = prepare(lineView);
+  if (!width) return; // on a tab that is not shown
   const decoded = run ? run.steps.length - 1 : 0;
   if (decoded < 1) {
     note(pen, "One column per step: tokens, experts, milliseconds and mass.");
     return;
   }
-  const row = height / CHARTS.length, room = width - LABELS_WIDTH;
-  const slot = Math.min(14, room / decoded), bar = Math.max(0.75, slot - (slot > 3 ? 1 : 0));
+  slot = slotOf(decoded, width - LABELS_WIDTH);
+  const row = height / CHARTS.length, bar = Math.max(0.75, slot - (slot > 3 ? 1 : 0)), most = CHARTS.map((name) => mostOf(run, name));
+  pen.fillStyle = colours.soft;
   CHARTS.forEach((name, n) => {
-    const floor = (n + 1) * row - 1, top = row - 3;
-    let most = 0;
-    for (let i = 1; i < run.steps.length; i++) most = Math.max(most, name === "ms" && i === 1 ? 0 : CHART_VALUES[name](run.steps[i]));
-    const scale = (value) => Math.min(top, (top * value) / (most || 1));
-    pen.fillStyle = colours.soft;
-    pen.fillText(name === "mass" ? "mass" : `${name} ${most < 10 && name === "ms" ? most.toFixed(1) : Math.round(most)}`, 0, floor - 3);
-    for (let i = 1; i < run.steps.length; i++) drawColumn(pen, name, run.steps[i], LABELS_WIDTH + (i - 1) * slot, floor, bar, scale);
+    const text = name === "mass" ? "mass" : `${name} ${most[n] < 10 && name === "ms" ? most[n].toFixed(1) : Math.round(most[n])}`;
+    pen.fillText(text, 0, (n + 1) * row - 4);
   });
+  drawColumns(run, row, bar, most);
+  const scaled = pen.getTransform();
+  pen.resetTransform(); // pixel by pixel
+  pen.drawImage(sheet, 0, 0);
+  pen.setTransform(scaled);
   if (index > 0) {
     pen.strokeStyle = colours.ink;
     pen.lineWidth = 1;
@@ -33,6 +39,29 @@ function drawLine(run, index) {
   }
   const step = run.steps[index];
   lineView.setAttribute("aria-label", `Step ${index} of ${decoded}: ${describeStep(step)}`);
+}
+function slotOf(decoded, room) {
+  const few = Math.floor(room / WIDEST), isWriting = view.mode === "follow" && root.dataset.status === "writing";
+  if (decoded <= few) return WIDEST;
+  return room / (isWriting ? few * SPARE ** Math.ceil(Math.log(decoded / few) / Math.log(SPARE)) : decoded);
+}
+// The prompt's step, and the ms of the first after it, are no measure of the others.
+const mostOf = (run, name) => run.steps.reduce((most, step, i) => Math.max(most, i > (name === "ms" ? 1 : 0) ? CHART_VALUES[name](step) : 0), 0);
+function drawColumns(run, row, bar, most) {
+  const key = [run.id, slot, lineView.width, lineView.height, ...most].join();
+  if (key !== sheetKey || colours !== sheetColours) {
+    [sheetKey, sheetColours, numOnSheet] = [key, colours, 1];
+    sheet.width = lineView.width; // which empties it
+    sheet.height = lineView.height;
+  }
+  const pen = sheet.getContext("2d"), ratio = lineView.width / sizeOf(lineView).width;
+  pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+  for (; numOnSheet < run.steps.length; numOnSheet++) {
+    CHARTS.forEach((name, n) => {
+      const scale = (value) => Math.min(row - 3, ((row - 3) * value) / (most[n] || 1));
+      drawColumn(pen, name, run.steps[numOnSheet], LABELS_WIDTH + (numOnSheet - 1) * slot, (n + 1) * row - 1, bar, scale);
+    });
+  }
 }
 function drawColumn(pen, name, step, x, floor, width, scale) {
   const block = (value, below, fill) => {
@@ -72,8 +101,8 @@ function drawScrubber(run, index) {
   setText(stepLabel, isUsable ? `step ${index} of ${last}${run.title && run !== newestRun ? ` · ${run.title}` : ""}` : "");
 }
 const indexAt = (event) => {
-  const decoded = view.run ? view.run.steps.length - 1 : 0, room = lineView.clientWidth - LABELS_WIDTH;
-  const n = 1 + Math.floor((event.offsetX - LABELS_WIDTH) / Math.min(14, room / Math.max(1, decoded)));
+  const decoded = view.run ? view.run.steps.length - 1 : 0;
+  const n = 1 + Math.floor((event.offsetX - LABELS_WIDTH) / slot);
   return event.offsetX >= LABELS_WIDTH && n >= 1 && n <= decoded ? n : 0;
 };
 lineView.addEventListener("pointermove", (event) => {

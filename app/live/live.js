@@ -2,9 +2,13 @@
 // once per animation frame.
 const messageView = find(".mss-message");
 const PLAY_MS = 320, REST_MS = 2600, SO_FAR_MS = 400;
-const LISTEN_MS = [40, 200], DRAWN_SHARE = 4; // between two questions: at the least, or as many times what drawing takes; at the most
+// Between two questions: where each brings a step; where it brings several, or as many times what drawing takes; at the most.
+// Longer and longer where nothing comes. A reply is waited for so long, another try comes so much later, so many at an end.
+const LISTEN_MS = [40, 80, 200], DRAWN_SHARE = 4, PATIENCE_MS = 20000, LOST_MS = 1000, MOST_LOST = 5;
 const runs = new Map(); // of this conversation, by id
 let newestRun = null, waiting = false, isFresh = true, timer = null, drawMs = 0;
+// Whose steps are asked for; what is said when they are here, and with the next drawing; ends the rest between two questions.
+let heard = null, told = null, due = null, wake = () => {};
 let view = { run: null, index: 0, mode: "follow" }; // mode: follow, hold, play
 let shownFrame = null, shownIndex = 0, soFar = { key: "", at: 0, isBusy: false };
 
@@ -16,25 +20,48 @@ const asked = async (promise) => {
 };
 const source = {
   steps: (id, first, last) => asked(server.recorded_steps({ id, first, last })),
+  facts: (id, first, last) => asked(server.recorded_facts({ id, first, last })),
   soFar: (id, last) => asked(server.recorded_so_far({ id, last })),
 };
 
 function take(frame) {
   isFresh = false;
+  told = null;
+  const known = runs.get(frame.run);
+  if (frame.run && !frame.series && !(known && known.isWhole)) { // of an answer whose steps are to be asked for
+    told = frame;
+    wake();
+    listen(frame.run);
+    return;
+  }
+  say(frame);
+  if (!frame.series) return;
+  const run = new Run(frame.run, source, frame.title);
+  run.extend(frame);
+  run.drawnIndex = run.steps.length - 1;
+  begin(run, frame);
+}
+function say(frame) {
   root.dataset.status = frame.status || "idle";
   // For the page's own style; told, because `:has` would look again at every change of the panels.
   if (props.movable) document.body.dataset.answer = root.dataset.status;
   const isAside = frame.status === "error" && newestRun && newestRun.isRecording;
   setText(messageView, `${frame.message || ""}${isAside ? " (What plays here was recorded.)" : ""}`);
-  if (["recorded", "opened", "still", "idle"].includes(frame.status)) forgetRuns();
-  if (!frame.run) return;
-  if (!runs.has(frame.run) && newestRun && newestRun.isRecording) forgetRuns(); // ours makes room for theirs
-  const known = runs.get(frame.run), run = known || new Run(frame.run, source, frame.title || `answer ${runs.size + 1}`);
-  run.grow(frame);
-  if (!frame.now) run.drawnIndex = run.steps.length - 1;
-  if (!known) begin(run, frame);
-  if (frame.now && frame.now.step === run.drawnIndex) cutArrived(frame.now);
-  if (frame.status === "writing") listen(run);
+  if (!["recorded", "opened", "still", "idle"].includes(frame.status)) return;
+  forgetRuns();
+  heard = null;
+}
+// What is new of an answer.
+function hear(run, added) {
+  if (added.first !== run.steps.length) return;
+  run.extend(added);
+  run.isWhole = added.is_end;
+  cutArrived(added.now);
+  soon();
+  if (runs.has(run.id)) return;
+  if (newestRun && newestRun.isRecording) forgetRuns(); // ours makes room for theirs
+  run.title = `answer ${runs.size + 1}`;
+  begin(run, {});
 }
 function begin(run, frame) {
   runs.set(run.id, run);
@@ -54,29 +81,35 @@ function cutArrived(now) {
   if (askedCut !== null && now && now.settings.budget === askedCut) askedCut = null;
 }
 // Asks for an answer's steps as they are made, and once more when it has ended: one that failed has no last frame. The
-// event that writes it tells the rest; see routes.py.
-async function listen(run) {
-  if (run.isHeard) return;
-  run.isHeard = true;
-  for (let isLast = false, numInVain = 0; !isLast && newestRun === run;) {
-    isLast = root.dataset.status !== "writing";
-    let rest = document.hidden ? LISTEN_MS[1] : REST_MS; // cut off: it may come back
-    if (!document.hidden) {
-      const asked = performance.now();
-      try {
-        const response = await fetch(`live/${run.id}?after=${run.steps.length}`);
-        if (response.status === 404) break;
-        const added = await response.json();
-        const isNew = added.series && added.first === run.steps.length;
-        if (isNew) { run.extend(added); cutArrived(added.now); soon(); }
-        if (added.is_end) break;
-        numInVain = isNew ? 0 : numInVain + 1;
-        rest = Math.min(LISTEN_MS[1], Math.max(LISTEN_MS[0], DRAWN_SHARE * drawMs) * 1.2 ** numInVain) - (performance.now() - asked);
-      } catch { /* what is there stays */ }
-    }
-    if (!isLast) await new Promise((done) => setTimeout(done, Math.max(0, rest)));
+// event that writes it tells the rest (routes.py), which is said when the steps are here, with the drawing of them.
+async function listen(id) {
+  if (heard && heard.id === id) return;
+  const own = { id };
+  heard = own;
+  for (let numInVain = 0, numLost = 0; heard === own;) {
+    const began = performance.now(), run = runs.get(id) || new Run(id, source), had = run.steps.length, isOver = !isWriting();
+    const isAsleep = document.hidden && !isOver, added = isAsleep ? null : await addedTo(id, had), isLost = !added && !isAsleep;
+    if (added && added.series && (heard === own || runs.get(id) === run)) hear(run, added);
+    if (heard !== own) return;
+    numLost = isLost ? numLost + 1 : 0;
+    numInVain = run.steps.length > had ? 0 : numInVain + 1;
+    const isEnd = isLost ? isOver && numLost >= MOST_LOST : !isAsleep && (isOver || added.is_end);
+    if (told && (isEnd || (runs.has(id) && told.status === "writing"))) { due = told; told = null; soon(); }
+    if (isEnd) break;
+    if (isWriting() === isOver) continue; // told meanwhile
+    const least = Math.max(LISTEN_MS[run.steps.length - had > 1 ? 1 : 0], DRAWN_SHARE * drawMs);
+    const rest = isLost ? LOST_MS : Math.min(LISTEN_MS[2], least * 1.2 ** numInVain) - (performance.now() - began);
+    await new Promise((done) => { wake = done; setTimeout(done, Math.max(0, rest)); });
   }
-  run.isHeard = false;
+  if (heard === own) heard = null;
+}
+const isWriting = () => (told || due || root.dataset).status === "writing";
+// What is new of an answer behind its first steps; an end where it is no longer kept, null where there is no reply.
+async function addedTo(id, first) {
+  try {
+    const response = await fetch(`live/${id}?after=${first}`, { signal: AbortSignal.timeout(PATIENCE_MS) });
+    return response.ok ? await response.json() : response.status === 404 ? { is_end: true } : null;
+  } catch { return null; }
 }
 function forgetRuns() {
   runs.clear();
@@ -191,6 +224,7 @@ function drawFigures(figures, settings) {
 function draw() {
   const began = performance.now();
   waiting = false;
+  if (due) { say(due); due = null; }
   if (isFresh) take(props.value || {});
   const { run } = view;
   if (run && view.mode === "follow") {
@@ -203,11 +237,11 @@ function draw() {
   root.dataset.step = run ? view.index : "";
   root.dataset.budget = shownFrame ? String(shownFrame.settings.budget) : "";
   drawFigures(run && run.figures(view.index), shownFrame && shownFrame.settings);
-  drawTokens(run, view.index);
   drawLine(run, view.index);
   drawScrubber(run, view.index);
   drawTree(run && shownFrame ? shownFrame.tree : null);
   drawLayers(run && shownFrame ? shownFrame.layers : null, summed());
+  drawTokens(run, view.index); // last: to scroll, the browser lays out what all have changed
   drawMs = performance.now() - began;
 }
 function soon() {

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import gradio as gr
 
-from app.live.frames import Frame, Growing, Sums, detailed_frame, notice
+from app.live.frames import Frame, Sums, detailed_frame, notice, token_facts, written
 from app.recordings import Recording, Recordings
 
 _FOLDER = Path(__file__).parent
@@ -30,7 +30,7 @@ SCRIPTS = (
     "select.js",
     "live.js",
 )
-MAX_BLOCK = 64  # steps of one request
+MAX_BLOCK, MAX_FACTS_BLOCK = 64, 512  # steps of one request
 
 
 def read_part(name: str) -> str:
@@ -62,6 +62,9 @@ def live_panels(recordings: Recordings, elem_id: str, value: Frame, *, movable: 
     def recorded_steps(asked: dict[str, Any]) -> Any:
         return _answered(lambda: steps_between(recordings.of(asked["id"]), int(asked["first"]), int(asked["last"])))
 
+    def recorded_facts(asked: dict[str, Any]) -> Any:
+        return _answered(lambda: facts_between(recordings.of(asked["id"]), int(asked["first"]), int(asked["last"])))
+
     def recorded_so_far(asked: dict[str, Any]) -> Any:
         with lock:
             return _answered(lambda: summed_to(recordings.of(asked["id"]), int(asked["last"]), known))
@@ -75,7 +78,7 @@ def live_panels(recordings: Recordings, elem_id: str, value: Frame, *, movable: 
         js_on_load='moeSpecPanels(element, props, server, trigger, watch); // triggers "cut"',
         apply_default_css=False,
         elem_id=elem_id,
-        server_functions=[recorded_steps, recorded_so_far],
+        server_functions=[recorded_steps, recorded_facts, recorded_so_far],
         movable=movable,
         exports=not only,
         only=only,
@@ -85,6 +88,12 @@ def live_panels(recordings: Recordings, elem_id: str, value: Frame, *, movable: 
 def steps_between(recording: Recording, first: int, last: int) -> list[Frame]:
     """Steps `first` to before `last` with all details, at most MAX_BLOCK."""
     return [detailed_frame(step) for step in recording.between(first, min(last, first + MAX_BLOCK))]
+
+
+def facts_between(recording: Recording, first: int, last: int) -> list[str]:
+    """The facts of each token of steps `first` to before `last`, of at most MAX_FACTS_BLOCK of them."""
+    steps = recording.between(first, min(last, first + MAX_FACTS_BLOCK))
+    return [fact for step in steps for fact in token_facts(step)]
 
 
 def summed_to(recording: Recording, last: int, known: MutableMapping[Recording, Sums]) -> Frame | None:
@@ -98,10 +107,7 @@ def summed_to(recording: Recording, last: int, known: MutableMapping[Recording, 
 
 def opened(recording: Recording, status: str, message: str, title: str) -> Frame:
     """A finished recording, to be replayed."""
-    grown = Growing()
-    for step in recording.steps:
-        grown.add(step)
-    return notice(status, message) | {"run": recording.id, "title": title} | grown.to_json()
+    return notice(status, message) | {"run": recording.id, "title": title} | written(recording.steps)
 
 
 def _answered(ask: Callable[[], Any]) -> Any:

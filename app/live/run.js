@@ -1,5 +1,6 @@
 // An answer as the panels know it: its tokens with their facts, its time line, the frames of its steps as far as they
-// have come. Decodes what frames.py writes; asks `source` for steps that were passed over. Knows nothing of drawing.
+// have come. Decodes what frames.py writes; asks `source` for steps that were passed over, and for facts that are looked
+// at. Knows nothing of drawing.
 const SEPARATOR = "\x1f", MOST = 36 * 36 - 1, MAX_FRAMES = 400, BLOCK = 32;
 const SERIES = ["kind", "tokens", "accepted", "natural", "active", "mass", "draft", "verify", "other", "budget", "lossless"];
 
@@ -45,31 +46,42 @@ function readTree({ pieces, nodes }) {
 }
 
 class Run {
-  // source: { steps(id, first, last), soFar(id, last) }, both promises; title: what it is called in a list.
+  // source: { steps(id, first, last), facts(id, first, last), soFar(id, last) }, all promises; title: its name in a list.
+  // facts: of tokens behind the first `numLearnt`, their origin alone.
   constructor(id, source, title) {
-    Object.assign(this, { id, source, title, layerNumbers: [], pieces: [], facts: [], steps: [], stepOf: [], frames: new Map(), asked: new Map() });
-    this.read = { tokens: 0, facts: 0, series: 0 };
+    Object.assign(this, { id, source, title, layerNumbers: [], pieces: [], facts: [], steps: [], stepOf: [], frames: new Map(), asked: new Map(), numLearnt: 0, isLearning: false, isWhole: false });
     this.drawnIndex = -1; // the newest step that is worth drawing
   }
 
-  // The whole text so far. Only what is new is decoded: a long answer costs no more at its end than at its start.
-  grow({ tokens, facts, series, now }) {
-    this.extend({ tokens: tokens.slice(this.read.tokens), facts: facts.slice(this.read.facts), series: series.slice(this.read.series), now });
-  }
-
   // What comes after what is known.
-  extend({ tokens, facts, series, now }) {
+  extend({ tokens, origins, series, now }) {
     this.pieces.push(...tokens.split(SEPARATOR).slice(0, -1));
-    this.facts.push(...facts.split(";").slice(0, -1).map(readFacts));
+    this.facts.push(...[...origins].map((digit) => ({ origin: parseInt(digit, 36) })));
     for (const entry of series.split(";").slice(0, -1)) {
       const step = readStep(entry, this.steps.at(-1));
       for (let n = 0; n < step.tokens; n++) this.stepOf.push(this.steps.length);
       this.steps.push(step);
     }
-    this.read = { tokens: this.read.tokens + tokens.length, facts: this.read.facts + facts.length, series: this.read.series + series.length };
-    if (!now || now.step < this.drawnIndex) return; // a frame of the event may come late
-    if (!this.frames.has(now.step)) this.keep(now.step, now);
+    if (!now) return;
+    this.keep(now.step, now);
     this.drawnIndex = now.step;
+  }
+
+  // All facts so far, or a step's. Making them takes time from an answer that is being written: only for who looks at them.
+  async learn() {
+    this.isLearning = true; // for good, where it fails
+    while (this.numLearnt < this.pieces.length) {
+      const first = this.stepOf[this.numLearnt], num = await this.askForFacts(first, this.steps.length);
+      if (!num) return;
+      this.numLearnt = this.steps[first].from + num;
+    }
+    this.isLearning = false;
+  }
+  learnStep(index) { return this.askForFacts(index, index + 1); }
+  async askForFacts(first, last) {
+    const facts = await this.source.facts(this.id, first, last), from = this.steps[first].from;
+    facts.forEach((text, n) => { this.facts[from + n] = readFacts(text); });
+    return facts.length;
   }
 
   keep(index, frame) {

@@ -2,7 +2,7 @@
 const tokensView = find(".mss-tokens"), colouring = find(".mss-colouring"), tokenLegend = find(".mss-token-legend");
 const MANY_MISSING = 24; // natural experts missing of the row, over all layers, that colour a token fully
 const MOST_TOKENS = 600; // on the page while an answer is written: laying out a long text takes longer with every token
-let tokenRun = null, activeToken = -1, firstToken = 0;
+let tokenRun = null, activeToken = -1, firstToken = 0, atEnd = true, toldToken = -1;
 
 const COLOURINGS = {
   origin: { legend: [["mss-guessed", "draft, accepted"], ["mss-own", "the target's own"]] },
@@ -13,9 +13,10 @@ const COLOURINGS = {
 
 function colourToken(span, fact) {
   const { level } = COLOURINGS[colouring.value];
-  if (level) span.style.setProperty("--level", level(fact).toFixed(2));
+  const isKnown = !level || fact.missing !== undefined, active = span.classList.contains("mss-active") ? " mss-active" : "";
+  if (level && isKnown) span.style.setProperty("--level", level(fact).toFixed(2));
   else span.style.removeProperty("--level");
-  const kind = level ? "mss-level" : colouring.value === "none" ? "" : fact.origin ? "mss-guessed" : "mss-own";
+  const kind = (!isKnown || colouring.value === "none" ? "" : level ? "mss-level" : fact.origin ? "mss-guessed" : "mss-own") + active;
   if (span.className !== kind) span.className = kind;
 }
 function recolour() {
@@ -24,36 +25,45 @@ function recolour() {
     key.style.setProperty("--level", kind.includes("full") ? 1 : 0);
     return key;
   }));
-  [...tokensView.children].forEach((span, n) => colourToken(span, tokenRun.facts[firstToken + n]));
+  if (tokenRun) colourTokens(firstToken, tokenRun.pieces.length);
 }
+function colourTokens(from, to) {
+  for (let n = Math.max(from, firstToken); n < Math.min(to, firstToken + tokensView.childElementCount); n++) {
+    colourToken(tokensView.children[n - firstToken], tokenRun.facts[n]);
+  }
+  const run = tokenRun, known = run.numLearnt, isAsked = COLOURINGS[colouring.value].level && known < run.pieces.length;
+  if (isAsked && !run.isLearning) run.learn().then(() => { if (run === tokenRun) colourTokens(known, run.numLearnt); }, complain);
+}
+const complain = (error) => setText(messageView, error.message);
 colouring.addEventListener("change", recolour);
 
 function tokenSpans(run, from, to) {
   const spans = document.createDocumentFragment();
-  for (let n = from; n < to; n++) {
-    const span = make("span", "", run.pieces[n]);
-    colourToken(span, run.facts[n]);
-    spans.append(span);
-  }
+  for (let n = from; n < to; n++) spans.append(make("span", "", run.pieces[n]));
   return spans;
 }
 
 // Only new tokens are added; of those behind the shown step, only the class of a few changes.
 function drawTokens(run, index) {
-  const atEnd = tokensView.scrollTop + tokensView.clientHeight >= tokensView.scrollHeight - 24;
   if (run !== tokenRun) {
     tokensView.replaceChildren();
     tokenRun = run;
     activeToken = -1;
     firstToken = 0;
+    atEnd = true;
   }
   const isRunning = view.mode === "follow" && root.dataset.status === "writing";
   if (!isRunning && firstToken) {
-    tokensView.prepend(tokenSpans(run, 0, firstToken));
+    const to = firstToken;
+    tokensView.prepend(tokenSpans(run, 0, to));
     firstToken = 0;
+    colourTokens(0, to);
   }
   const had = firstToken + tokensView.childElementCount;
-  if (run && run.pieces.length > had) tokensView.append(tokenSpans(run, had, run.pieces.length));
+  if (run && run.pieces.length > had) {
+    tokensView.append(tokenSpans(run, had, run.pieces.length));
+    colourTokens(had, run.pieces.length);
+  }
   if (isRunning && atEnd && tokensView.childElementCount > MOST_TOKENS) {
     const range = document.createRange(), surplus = tokensView.childElementCount - MOST_TOKENS / 2;
     range.setStart(tokensView, 0);
@@ -64,6 +74,8 @@ function drawTokens(run, index) {
   markEdge(run && index < run.steps.length - 1 ? run.steps[index].from + run.steps[index].tokens - 1 : -1);
   if (run && run.pieces.length > had && atEnd && index === run.steps.length - 1) tokensView.scrollTop = tokensView.scrollHeight;
 }
+// Not asked for when new tokens come: it would lay the page out once more.
+tokensView.addEventListener("scroll", () => { atEnd = tokensView.scrollTop + tokensView.clientHeight >= tokensView.scrollHeight - 24; });
 // Behind the last token of a held step all are faint.
 let edge = null;
 function markEdge(n) {
@@ -84,19 +96,27 @@ function missingText({ missing, byLayer }) {
 function describeToken(n) {
   const fact = tokenRun.facts[n], step = tokenRun.stepOf[n];
   const origin = fact.origin ? `drafted at depth ${fact.origin}, accepted` : "the target's own";
+  if (fact.missing === undefined) return `${JSON.stringify(tokenRun.pieces[n])}: ${origin}, step ${step}`;
   const p = (value) => (value === null ? "unknown" : percent(value));
   const rank = fact.rank ? `the drafter's guess number ${fact.rank}` : "not among the drafter's guesses";
   return `${JSON.stringify(tokenRun.pieces[n])}: ${origin}, step ${step} · draft ${p(fact.draftP)}, target ${p(fact.targetP)} · ${rank} · ${missingText(fact)}`;
+}
+// Says what is known of a token, and the rest when it has come.
+function tell(n, show) {
+  const run = tokenRun;
+  toldToken = n;
+  show(describeToken(n));
+  if (run.facts[n].missing !== undefined) return;
+  run.learnStep(run.stepOf[n]).then(() => { if (run === tokenRun && toldToken === n) show(describeToken(n)); }, complain);
 }
 function choosePlace(n) {
   const before = tokensView.querySelector(".mss-active");
   if (before) before.classList.remove("mss-active");
   activeToken = Math.max(firstToken, Math.min(tokenRun.pieces.length - 1, n));
-  const span = tokensView.children[activeToken - firstToken], text = describeToken(activeToken);
+  const span = tokensView.children[activeToken - firstToken];
   span.classList.add("mss-active");
   span.scrollIntoView({ block: "nearest" });
-  showTip(below(span), text);
-  setText(spoken, text);
+  tell(activeToken, (text) => { showTip(below(span), text); setText(spoken, text); });
 }
 // The node that a token was, or the row that chose it.
 function goToToken(n) {
@@ -110,14 +130,16 @@ function goToToken(n) {
 const placeOf = (target) => (target.parentNode === tokensView ? firstToken + [...tokensView.children].indexOf(target) : -1);
 tokensView.addEventListener("pointerover", (event) => {
   const n = placeOf(event.target);
-  showTip(event, n >= 0 ? describeToken(n) : "");
+  if (n >= 0) tell(n, (text) => showTip(event, text));
+  else untell();
 });
-tokensView.addEventListener("pointerleave", hideTip);
-tokensView.addEventListener("blur", hideTip);
+function untell() { toldToken = -1; hideTip(); }
+tokensView.addEventListener("pointerleave", untell);
+tokensView.addEventListener("blur", untell);
 tokensView.addEventListener("click", (event) => { const n = placeOf(event.target); if (n >= 0) goToToken(n); });
 tokensView.addEventListener("keydown", (event) => {
   if (!tokensView.childElementCount) return;
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   if (step) { event.preventDefault(); choosePlace(activeToken < 0 ? tokenRun.pieces.length - 1 : activeToken + step); }
-  if (event.key === "Enter" && activeToken >= 0) { event.preventDefault(); hideTip(); goToToken(activeToken); }
+  if (event.key === "Enter" && activeToken >= 0) { event.preventDefault(); untell(); goToToken(activeToken); }
 });

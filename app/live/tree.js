@@ -39,7 +39,7 @@ function treeLines(parents, isOutline) {
 }
 
 function treeLayout(tree) {
-  const width = treeRoom.clientWidth, room = treeRoom.clientHeight, isOutline = width < NARROW;
+  const { width, height: room } = sizeOf(treeRoom), isOutline = width < NARROW;
   const { rows, count } = treeLines(tree.parents, isOutline);
   mostLeaves = Math.max(mostLeaves, count);
   if (isOutline) {

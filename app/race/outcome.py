@@ -43,7 +43,7 @@ class Measured:
     def kept(self, recordings: Recordings) -> Recording:
         """It, for the panels that replay and export answers."""
         recording = recordings.begin(self.header)
-        recording.add(self.steps)
+        recording.steps += self.steps
         return recording
 
     def figures(self) -> dict[str, float | None]:

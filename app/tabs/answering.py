@@ -10,13 +10,14 @@ import html
 import logging
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
 from app.controls import read
-from app.live import Growing, live_frame, notice, worth_drawing
-from app.messages import History, plain, shown
+from app.live import notice
+from app.messages import History, shown
+from app.places import Asked
 from app.recordings import Recordings
 from app.service import Service
 from app.stepping import MAX_TOGETHER
@@ -31,17 +32,11 @@ ENDINGS = {
     "stop": "Ended at a stop text.",
 }
 # Between two states of the text in the chat. A browser lays a long text out anew with every word.
-SHOWN_S, SHOWN_S_PER_CHARACTER = 0.15, 0.5 / 10_000
+SHOWN_S, SHOWN_S_PER_CHARACTER = 0.25, 0.5 / 10_000
 KEEP_S = 1.0  # how often an answer that is being written is kept in the browser
 MAX_WORDS = 400  # characters of a refusal, which may quote what was typed
+NEVER_BEGUN = (gr.skip(), notice("done", "Stopped before it began."), gr.skip(), gr.skip(), gr.skip())
 BESIDE = " Written beside other visitors' answers: the times are those of steps that are shared."
-
-
-class Visit(NamedTuple):
-    """Whose answer it is, and which of theirs."""
-
-    session: str
-    ticket: int
 
 
 class Answering:
@@ -53,18 +48,20 @@ class Answering:
     def __init__(self, service: Service, recordings: Recordings, recorded: dict[str, Any]) -> None:
         self._service, self._recordings, self._recorded = service, recordings, recorded
 
-    def answer(
-        self, request: gr.Request, ticket: int, markdown: bool, history: History, *values: Any
-    ) -> Iterator[tuple]:
-        visit, messages = Visit(request.session_hash or "", ticket), plain(history)
-        answered = {"role": "assistant", "content": ""}
+    def answer(self, request: gr.Request, ticket: int, markdown: bool) -> Iterator[tuple]:
+        session, answered = request.session_hash or "", {"role": "assistant", "content": ""}
+        place = self._service.queue.places.get(session)
+        if place is None or place.ticket != ticket or place.asked is None:
+            yield NEVER_BEGUN
+            return
+        messages = [*place.asked.messages]
 
         def written() -> Any:
             """What was held back, too."""
             return shown([*messages, answered], markdown) if answered["content"] else gr.skip()
 
         try:
-            yield from self._stream(visit, messages, answered, markdown, values)
+            yield from self._stream(session, ticket, place.asked, answered, markdown)
         except CutOffError as error:
             yield written(), notice("error", str(error)), gr.skip(), gr.skip(), gr.skip()
         except ValueError as error:
@@ -76,34 +73,29 @@ class Answering:
             failed = f"The answer failed ({type(error).__name__}). What was written stays; retry, or ask again."
             yield written(), notice("error", failed), gr.skip(), gr.skip(), gr.skip()
         finally:
-            self._service.queue.leave(*visit)
+            self._service.queue.leave(session, ticket)
 
-    def _stream(
-        self, visit: Visit, messages: History, answered: dict, markdown: bool, values: tuple
-    ) -> Iterator[tuple]:
-        """(chat, live frame, id, prompt, kept): the frame at first, at the end and where its sentence changes, the
+    def _stream(self, session: str, ticket: int, asked: Asked, answered: dict, markdown: bool) -> Iterator[tuple]:
+        """(chat, panels' notice, id, prompt, kept): the notice at first, at the end and where its sentence changes, the
         recording's id once, at the end. The panels ask for steps as they are made (`routes.py`)."""
-        service, settings = self._service, read(values)
+        service, settings, messages = self._service, read(asked.values), [*asked.messages]
         kept = service.fit(messages, settings)
         num_dropped = len(messages) - len(kept)
         remark = f"The oldest {num_dropped} messages no longer fit the context and are not read." if num_dropped else ""
         recording = self._recordings.begin(service.header(kept, settings))
-        grown, drawn, said, kept_at, shown_at = Growing(), None, None, time.monotonic(), 0.0
-        for steps in service.stream(*visit, kept, settings):
-            if not service.queue.expects(*visit):  # cleared: frames that were on their way have filled the chat again
-                yield [], self._recorded, "", gr.skip(), gr.skip()
+        said, kept_at, shown_at = None, time.monotonic(), 0.0
+        for steps in service.stream(session, ticket, kept, settings, tell=recording.steps.append):
+            if not service.queue.expects(session, ticket):
+                if session not in service.queue.places:  # cleared: frames on their way have filled the chat again
+                    yield [], self._recorded, "", gr.skip(), gr.skip()
                 return
-            recording.add(steps)
-            for step in steps:
-                answered["content"] += step.text
-                grown.add(step)
+            answered["content"] += "".join(step.text for step in steps)
             if steps[0].kind == "prefill" and settings.is_lossless and not steps[0].lossless:
                 remark += " Lossy already: what stands before was written under a budget. Clear begins anew."
-            if service.queue.num_beside(visit.session) and BESIDE not in remark:
+            if service.queue.num_beside(session) and BESIDE not in remark:
                 remark += BESIDE
-            if (told := service.queue.remark(visit.session)) not in remark:
+            if (told := service.queue.remark(session)) not in remark:
                 remark += told
-            drawn = worth_drawing(steps) or drawn or steps[-1]
             message, is_done = f"{remark} {_ending(steps[-1].summary)}".strip(), steps[-1].summary is not None
             now, rest_s = time.monotonic(), SHOWN_S + len(answered["content"]) * SHOWN_S_PER_CHARACTER
             if not is_done and message == said and now - shown_at < rest_s:
@@ -111,21 +103,22 @@ class Answering:
             shown_at, chat = now, shown([*messages, answered], markdown)
             frame: Any = gr.skip()
             if is_done or message != said:
-                said, frame = message, live_frame(recording.id, grown, drawn, is_done=is_done, message=message)
+                said, frame = message, notice("done" if is_done else "writing", message) | {"run": recording.id}
             # A page that loses its connection begins anew with what its browser has kept.
             is_due = is_done or now - kept_at > KEEP_S
             kept_at = now if is_due else kept_at
-            kept_now = kept_history([*messages, answered], values) if is_due else gr.skip()
+            kept_now = kept_history([*messages, answered], asked.values) if is_due else gr.skip()
             yield chat, frame, gr.skip(), gr.skip(), kept_now
-        if drawn is None:
-            yield gr.skip(), notice("done", "Stopped before it began."), gr.skip(), gr.skip(), gr.skip()
+        if not recording.steps:
+            yield NEVER_BEGUN
             return
         yield gr.skip(), gr.skip(), recording.id, gr.skip(), gr.skip()
 
 
-def join_queue(service: Service, session: str, visitor: str = "") -> tuple[int, dict]:
+def join_queue(service: Service, session: str, visitor: str, asked: Asked) -> tuple[int, dict]:
     """(the ticket, what the live panels say)"""
     place = service.queue.enter(session, visitor)
+    place.asked = asked
     if place.num_before < MAX_TOGETHER:
         return place.ticket, notice("waiting", "Reading the prompt…")
     message = f"{MAX_TOGETHER} answers are written at a time, and {place.num_before} came first. Yours comes after."

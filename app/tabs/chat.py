@@ -12,6 +12,7 @@ from app.advice import advice_in_words, recommended
 from app.controls import LIVE, Controls, preset_of, read, slider_within, values_of
 from app.live import keeper, live_panels, notice
 from app.messages import History, plain, shown
+from app.places import Asked
 from app.recordings import Recordings
 from app.service import UNMEASURED, Service
 from app.settings import PRESETS, Settings, presets
@@ -103,9 +104,7 @@ class Chat:
         self.chat.undo(self._undo, [self.markdown, self.chat, *controls.all], outputs, **asked)
         # Only who was given a ticket waits for the engine.
         answer_outputs = [self.chat, self.live, self.closer.finished, self.prompt, self.keeper]
-        self.ticket.change(
-            self.answering.answer, [self.ticket, self.markdown, self.chat, *controls.all], answer_outputs, **engine_turn
-        )
+        self.ticket.change(self.answering.answer, [self.ticket, self.markdown], answer_outputs, **engine_turn)
         changes = [widget.change for widget in controls.live]
         # Of moves that come while one is on its way, the last one counts.
         moves = AT_ONCE | {"trigger_mode": "always_last"}
@@ -170,7 +169,8 @@ class Chat:
     def _enter(self, request: gr.Request, messages: History, markdown: bool, values: tuple) -> tuple:
         try:
             settings = read(values)  # what cannot be answered changes nothing
-            ticket, frame = join_queue(self.service, request.session_hash or "", self.service.limits.visitor(request))
+            session, visitor = request.session_hash or "", self.service.limits.visitor(request)
+            ticket, frame = join_queue(self.service, session, visitor, Asked(tuple(messages), values))
             if settings.governor not in UNMEASURED and not self.service.knows_costs:
                 frame = notice("waiting", MEASURING)
             return "", shown(messages, markdown), frame, ticket, kept_history(messages, values)
@@ -249,10 +249,10 @@ class Chat:
 
 
 def device_line(service: Service) -> str:
-    card, info = service.engine.card(), service.info
+    card, info = service.card, service.info
     return (
         f"{info.model_name}: {info.num_moe_layers} layers of {info.num_experts} experts, top-{info.top_k} · "
-        f"drafter {info.drafter_name} ({info.drafter_reason}) · {card['name']}, {card['threads']} threads, "
+        f"drafter {info.drafter_name} ({info.drafter_reason}) · {card['name']}, up to {card['threads']} threads, "
         f"{card['dtype']}, {card['backend']} experts backend ({card['backend_reason']}), {info.kernels} kernels · "
         f"measured here, now · on {service.hosting.value}" + (f" · **{service.notice}**" if service.notice else "")
     )

@@ -28,7 +28,7 @@ def trace():
 
 def kept(recordings, trace):
     recording = recordings.begin(trace[0])
-    recording.add(trace[1])
+    recording.steps += trace[1]
     return recording
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from dataclasses import replace
@@ -9,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from app.places import Series
+from app.places import Asked, Series
 from app.service import Service
 from app.settings import Settings
-from app.stepping import MAX_TOGETHER
+from app.stepping import FRAME_S, MAX_TOGETHER
 from app.tabs.answering import join_queue
 from moespec import StepTrace
 
@@ -144,7 +145,7 @@ def test_a_failing_step_is_told_to_those_it_was_for_and_the_next_are_served(serv
 
 def test_who_comes_when_enough_are_written_is_told_to_wait(service):
     names = [f"visitor {n}" for n in range(MAX_TOGETHER + 1)]
-    told = [join_queue(service, name)[1]["message"] for name in names]
+    told = [join_queue(service, name, "", Asked((), ()))[1]["message"] for name in names]
     assert told[:-1] == ["Reading the prompt…"] * MAX_TOGETHER
     assert told[-1] == "4 answers are written at a time, and 4 came first. Yours comes after."
     assert service.queue.num_beside("visitor 0") == 0, "none has begun"
@@ -261,3 +262,18 @@ def test_nobodys_controls_and_stops_touch_an_answer_of_a_series(service):
     assert {step.settings.budget for step in steps} == {16} and steps[-1].summary is None
     service.queue.stop("visitor", series)
     assert list(frames)[-1][-1].summary.finish_reason == "stopped"
+
+
+def test_steps_are_told_as_they_are_made_and_come_twenty_times_a_second(service):
+    """Who reads is woken that often, however quick steps are, and misses none."""
+    told: list[StepTrace] = []
+    place = service.queue.enter("visitor")
+    settings = replace(SETTINGS, max_new_tokens=200)
+    frames, came_s = [], []
+    for frame in service.stream("visitor", place.ticket, said(PROMPTS[3]), settings, tell=told.append):
+        assert told[-1].step >= frame[-1].step, "nobody reads what was not told"
+        frames.append(frame)
+        came_s.append(time.monotonic())
+    assert [step for frame in frames for step in frame] == told and told[-1].summary is not None
+    *between, _ = [later - earlier for earlier, later in itertools.pairwise(came_s)]  # the end comes at once
+    assert min(between) > 0.9 * FRAME_S

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,61 +13,67 @@ from fastapi import APIRouter
 
 import serve  # noqa: F401  first: it sets the environment that the page is started in
 from app.main import serve as serve_at
-from app.recordings import Recording
+from app.recordings import Recording, Recordings
 from app.service import Service
 from app.settings import Settings
-from app.stepping import Stepper
-from moespec import StepTrace, read_trace
+from app.stepping import Tell
+from moespec import StepTrace, TraceHeader, read_trace
 
 STORY = Path(__file__).resolve().parents[2] / "assets" / "traces" / "story.jsonl"
 RATE_HZ, NUM_FRAMES = 20, 200
 STEADY = "steady"  # asked for this, the page is shown recorded steps
-own_add, own_steps, own_stream = Recording.add, Stepper.steps, Service.stream
-made_at_ms: defaultdict[str, list[float]] = defaultdict(list)  # by recording
+own_begin, own_stream = Recordings.begin, Service.stream
+made_at_ms: dict[str, list[float]] = {}  # by recording
 
 
-def steps_with_times(stepper: Stepper, *asked: Any) -> Iterator[StepTrace]:
-    """The steps as they are made, each with the time."""
-    for step in own_steps(stepper, *asked):
-        stamped: Any = step
-        stamped.made_at_ms = 1e3 * time.time()
-        yield step
+class TimedSteps(list[StepTrace]):
+    """A recording's, and when each was made: the thread that makes them adds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_ms: list[float] = []
+
+    def append(self, step: StepTrace) -> None:
+        self.at_ms.append(1e3 * time.time())
+        super().append(step)
 
 
-def add(recording: Recording, steps: Iterable[StepTrace]) -> None:
-    """Keeps those times; of recorded steps, when they were shown as new."""
-    steps = list(steps)
-    made_at_ms[recording.id] += [getattr(step, "made_at_ms", 1e3 * time.time()) for step in steps]
-    own_add(recording, steps)
+def begin(recordings: Recordings, header: TraceHeader) -> Recording:
+    recording = own_begin(recordings, header)
+    recording.steps = steps = TimedSteps()
+    made_at_ms[recording.id] = steps.at_ms
+    return recording
 
 
-def stream(service: Service, session: str, ticket: int, messages: list, settings: Settings) -> Iterator[list]:
+def stream(
+    service: Service, session: str, ticket: int, messages: list, *asked: Any, tell: Tell = lambda step: None
+) -> Iterator[list]:
     if messages[-1]["content"] != STEADY:
-        yield from own_stream(service, session, ticket, messages, settings)
+        yield from own_stream(service, session, ticket, messages, *asked, tell=tell)
         return
     try:
-        yield from _steady()
+        for step in _steady():
+            tell(step)
+            yield [step]
     finally:
         service.queue.leave(session, ticket)
 
 
-def _steady() -> Iterator[list[StepTrace]]:
+def _steady() -> Iterator[StepTrace]:
     """The recorded story over and over, one step a frame."""
     _, steps = read_trace(STORY)
     began = time.monotonic()
     for number in range(NUM_FRAMES):
         time.sleep(max(0.0, began + number / RATE_HZ - time.monotonic()))
         step = steps[1 + number % (len(steps) - 2)]
-        yield [StepTrace(**{**vars(step), "step": number, "kind": "tree" if number else "prefill"})]
-    yield [StepTrace(**{**vars(steps[-1]), "step": NUM_FRAMES})]
+        yield StepTrace(**{**vars(step), "step": number, "kind": "tree" if number else "prefill"})
+    yield StepTrace(**{**vars(steps[-1]), "step": NUM_FRAMES})
 
 
 patched: Any = Service
 patched.stream = stream
-changed: Any = Recording
-changed.add = add
-timed: Any = Stepper
-timed.steps = steps_with_times
+changed: Any = Recordings
+changed.begin = begin
 
 
 def measures(service: Service) -> APIRouter:

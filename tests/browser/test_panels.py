@@ -201,6 +201,7 @@ def test_tokens_are_coloured_by_what_is_asked_for(reader):
     kinds = tokens.evaluate_all("all => all.map((one) => one.className)")
     assert [kind == "mss-guessed" for kind in kinds] == [origin > 0 for step in steps for origin in step.origins]
     part(page, "colouring").select_option("missing")
+    expect(part(page, "tokens").locator("span:not(.mss-level)")).to_have_count(0)  # which are asked for first
     levels = tokens.evaluate_all("all => all.map((one) => one.style.getPropertyValue('--level'))")
     assert len(set(levels)) > 3
     part(page, "colouring").select_option("none")
