@@ -8,6 +8,7 @@ else's machine all cores are. Owns the choice; knows nothing of engines.
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -15,9 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 NUM_COMPARED = 4  # steps with each number in a row, twice
-AT_MOST_EVERY, AT_LEAST_EVERY = (32, 512), 1024  # steps between comparisons; the first the rarer, the more were in vain
+AT_MOST_EVERY, AT_LEAST_EVERY = (32, 512), 1024  # steps between comparisons; the first the more, the more were in vain
+HOPELESS = 1.5  # times as slow: two such steps are enough of the other number, which takes the cores from all others
 LEAST_SHARE = 0.05  # of the time of a step, below which it was none
-OFF, MEMORY = 1.3, 0.94  # how much steps may change until there is another one; share of what was seen that is kept
+OFF, FAR_OFF = 1.3, 1.6  # how much steps may change until there is another; until it is one at once
+MEMORY = 0.94  # share of what was seen that is kept at each step
 Result = TypeVar("Result")
 
 
@@ -65,9 +68,7 @@ class Threads:
         if seconds < LEAST_SHARE * self._known_s:
             return is_more  # there was nobody to make a step for
         if self._plan:
-            self._seen[self._plan.pop()].append(seconds)
-            if not self._plan:
-                self._conclude()
+            self._compare(self._plan.pop(), seconds)
         else:
             self._num_since += 1
             self._recent_s += (1 - MEMORY) * (min(seconds, 4 * self._known_s) - self._recent_s)
@@ -75,8 +76,8 @@ class Threads:
 
     @property
     def _is_due(self) -> bool:
-        is_off = not self._known_s / OFF < self._recent_s < self._known_s * OFF
-        wait = self._patience if is_off else AT_LEAST_EVERY
+        off = max(self._recent_s, self._known_s) / (min(self._recent_s, self._known_s) or 1)
+        wait = AT_LEAST_EVERY if off < OFF else self._patience if off < FAR_OFF else AT_MOST_EVERY[0]
         return len(self._numbers) > 1 and self._num_since >= wait
 
     def _use(self, number: int) -> None:
@@ -85,12 +86,21 @@ class Threads:
         if torch.get_num_threads() != number:
             torch.set_num_threads(number)
 
-    def _conclude(self) -> None:
-        """The quicker one is used from now on. The slowest step is left out: it may have read a prompt."""
-        means = {number: statistics.fmean(sorted(seen)[:-1]) for number, seen in self._seen.items()}
-        quickest = min(self._numbers, key=means.__getitem__)
-        self._patience = min(2 * self._patience, AT_MOST_EVERY[1]) if quickest == self.num else AT_MOST_EVERY[0]
-        self.num, self._num_since = quickest, 0
-        self._known_s = self._recent_s = means[quickest]
+    def _compare(self, number: int, seconds: float) -> None:
+        """One more step is known. The slowest with each number is left out: it may have read a prompt."""
+        self._seen[number].append(seconds)
+        means = {tried: statistics.fmean(sorted(seen)[:-1] or [math.inf]) for tried, seen in self._seen.items()}
+        if not self._plan:
+            quickest = min(self._numbers, key=means.__getitem__)
+            self._settle(quickest, means[quickest])
+        elif number != self.num and self._known_s and HOPELESS * self._recent_s < means[number] < math.inf:
+            self._settle(self.num, self._recent_s)
+
+    def _settle(self, number: int, seconds: float) -> None:
+        """This one is used from now on."""
+        self._patience = min(2 * self._patience, AT_MOST_EVERY[1]) if number == self.num else AT_MOST_EVERY[0]
+        self.num, self._num_since = number, 0
+        self._known_s = self._recent_s = seconds
+        self._plan.clear()
         for seen in self._seen.values():
             seen.clear()

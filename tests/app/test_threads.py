@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import pytest
@@ -47,7 +48,7 @@ def test_the_quicker_number_makes_nearly_all_steps(machine):
     for quicker, slower in ((2, 1), (1, 2)):
         machine.cost = lambda number, slower=slower: 0.02 if number == slower else 0.005
         chosen = Threads()
-        assert run(chosen, machine, 4000)[slower] < 100
+        assert run(chosen, machine, 4000)[slower] < 20
         assert chosen.num == quicker
 
 
@@ -59,6 +60,17 @@ def test_a_browser_that_comes_and_goes_is_noticed_within_a_few_steps(machine):
         run(chosen, machine, 100)
         assert chosen.num == quicker
         assert run(chosen, machine, 1500)[3 - quicker] < 60
+
+
+def test_comparisons_in_vain_make_nobody_deaf(machine):
+    """Steps that vary by a third are compared more and more rarely; a browser is noticed at once all the same."""
+    vary = itertools.cycle([1.0] * 40 + [1.4] * 40)
+    machine.cost = lambda number: next(vary) * (0.003 if number == 2 else 0.0045)
+    chosen = Threads()
+    assert run(chosen, machine, 6000)[1] < 600
+    machine.cost = lambda number: 0.015 if number == 2 else 0.006
+    run(chosen, machine, 100)
+    assert chosen.num == 1
 
 
 def test_a_step_that_reads_a_prompt_decides_nothing(machine):

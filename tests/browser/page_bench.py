@@ -65,7 +65,7 @@ def seen(page: Page, address: str) -> Seen:
     shown = iter(writing)
     now, newest = next(shown)
     late = []
-    for step in range(newest, writing[-1][1] + 1):
+    for step in range(writing[-1][1] + 1):
         while newest < step:
             now, newest = next(shown)
         late.append(now - made[step])
