@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 NUM_COMPARED = 4  # steps with each number in a row, twice
-AT_MOST_EVERY, AT_LEAST_EVERY = (32, 512), 1024  # steps between comparisons; the first the more, the more were in vain
+AT_MOST_EVERY, AT_LEAST_EVERY = (12, 512), 1024  # steps between comparisons; the first the more, the more were in vain
 HOPELESS = 1.5  # times as slow: two such steps are enough of the other number, which takes the cores from all others
 LEAST_SHARE = 0.05  # of the time of a step, below which it was none
 OFF, FAR_OFF = 1.3, 1.6  # how much steps may change until there is another; until it is one at once
-MEMORY = 0.94  # share of what was seen that is kept at each step
+MEMORY = 0.9  # share of what was seen that is kept at each step
 Result = TypeVar("Result")
 
 

@@ -26,6 +26,7 @@ const source = {
 
 function take(frame) {
   isFresh = false;
+  if (due) { say(due); due = null; }
   told = null;
   const known = runs.get(frame.run);
   if (frame.run && !frame.series && !(known && known.isWhole)) { // of an answer whose steps are to be asked for
@@ -249,7 +250,11 @@ function soon() {
   waiting = true;
   requestAnimationFrame(draw);
 }
-watch("value", () => { isFresh = true; soon(); });
+watch("value", () => {
+  isFresh = true;
+  soon();
+  if (props.value && props.value.run && !props.value.series) take(props.value); // steps are asked for at once
+});
 new ResizeObserver(soon).observe(root);
 new MutationObserver(() => { colours = readColours(); soon(); }).observe(document.body, { attributes: true, attributeFilter: ["class"] });
 if (props.only) root.dataset.only = props.only;
