@@ -25,7 +25,7 @@ class Series:
 class Asked(NamedTuple):
     """What the page is to answer: the messages, and what its widgets were set to."""
 
-    messages: tuple[dict, ...]
+    messages: list[dict]
     values: tuple
 
 

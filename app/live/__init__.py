@@ -1,6 +1,6 @@
 """The live panels: one component that draws any step of an answer, and the frames that it is sent."""
 
-from app.live.frames import added_frame, notice, worth_drawing, written
+from app.live.frames import added_frame, notice
 from app.live.keeper import keeper
 from app.live.live import live_panels, opened
 
@@ -10,6 +10,4 @@ __all__ = [
     "live_panels",
     "notice",
     "opened",
-    "worth_drawing",
-    "written",
 ]

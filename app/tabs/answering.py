@@ -54,7 +54,7 @@ class Answering:
         if place is None or place.ticket != ticket or place.asked is None:
             yield NEVER_BEGUN
             return
-        messages = [*place.asked.messages]
+        messages = place.asked.messages
 
         def written() -> Any:
             """What was held back, too."""
@@ -78,7 +78,7 @@ class Answering:
     def _stream(self, session: str, ticket: int, asked: Asked, answered: dict, markdown: bool) -> Iterator[tuple]:
         """(chat, panels' notice, id, prompt, kept): the notice at first, at the end and where its sentence changes, the
         recording's id once, at the end. The panels ask for steps as they are made (`routes.py`)."""
-        service, settings, messages = self._service, read(asked.values), [*asked.messages]
+        service, settings, messages = self._service, read(asked.values), asked.messages
         kept = service.fit(messages, settings)
         num_dropped = len(messages) - len(kept)
         remark = f"The oldest {num_dropped} messages no longer fit the context and are not read." if num_dropped else ""

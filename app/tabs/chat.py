@@ -170,7 +170,7 @@ class Chat:
         try:
             settings = read(values)  # what cannot be answered changes nothing
             session, visitor = request.session_hash or "", self.service.limits.visitor(request)
-            ticket, frame = join_queue(self.service, session, visitor, Asked(tuple(messages), values))
+            ticket, frame = join_queue(self.service, session, visitor, Asked(messages, values))
             if settings.governor not in UNMEASURED and not self.service.knows_costs:
                 frame = notice("waiting", MEASURING)
             return "", shown(messages, markdown), frame, ticket, kept_history(messages, values)

@@ -16,7 +16,7 @@ from moespec.bench.arms import LARGE, Arm, parse_arm
 from moespec.config import GenerationConfig, TreeConfig
 from moespec.engine import Engine
 
-LOSSLESS = "lossless"  # the group of it
+LOSSLESS = "lossless"  # the group in which governors are held against fixed settings, class by class
 NUM_MATCHING_TOKENS = 48  # of each prompt, to see how many experts a setting reads
 CHAINS = ("3,2,1,0", "4,3,1,0", "5,4,1,0")  # of depth 2 to 4
 SMALL_TREES = ("4,3,3,0", "6,4,3,0", "8,5,4,0")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.hosting import Hosting
-from app.live import worth_drawing
+from app.live.frames import worth_drawing
 from app.messages import plain, shown
 from app.tabs.chat import device_line
 from moespec import Engine

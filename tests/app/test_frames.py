@@ -9,8 +9,19 @@ import struct
 import numpy as np
 import pytest
 
-from app.live import added_frame, opened, written
-from app.live.frames import ACTIVE, KEPT, MASS_STEPS, MOST, NATURAL, SEPARATOR, Sums, detailed_frame, token_facts
+from app.live import added_frame, opened
+from app.live.frames import (
+    ACTIVE,
+    KEPT,
+    MASS_STEPS,
+    MOST,
+    NATURAL,
+    SEPARATOR,
+    Sums,
+    detailed_frame,
+    token_facts,
+    written,
+)
 from app.live.live import steps_between
 from app.recordings import Recordings
 from app.settings import Settings

@@ -145,7 +145,7 @@ def test_a_failing_step_is_told_to_those_it_was_for_and_the_next_are_served(serv
 
 def test_who_comes_when_enough_are_written_is_told_to_wait(service):
     names = [f"visitor {n}" for n in range(MAX_TOGETHER + 1)]
-    told = [join_queue(service, name, "", Asked((), ()))[1]["message"] for name in names]
+    told = [join_queue(service, name, "", Asked([], ()))[1]["message"] for name in names]
     assert told[:-1] == ["Reading the prompt…"] * MAX_TOGETHER
     assert told[-1] == "4 answers are written at a time, and 4 came first. Yours comes after."
     assert service.queue.num_beside("visitor 0") == 0, "none has begun"
