@@ -121,7 +121,7 @@ class CostTable:
 
     def draft_ms(self, num_levels: float, top_k: int = 8) -> float:
         """Growing a tree of so many levels, `top_k` nodes expanded on each; 0 levels cost nothing."""
-        return 0.0 if num_levels == 0 else float(_draft_terms(num_levels, top_k) @ self._draft_weights)
+        return 0.0 if num_levels == 0 else float(_growth_terms(num_levels, top_k) @ self.growth_ms)
 
     def verify_ms(self, num_rows: float, budget: int | None) -> float:
         """The forward over all rows, what the target says of them, and the walk."""
@@ -182,9 +182,10 @@ class CostTable:
         return FITS[self.fit](_samples(self.trees))
 
     @cached_property
-    def _draft_weights(self) -> np.ndarray:
-        rows = [_draft_terms(point.num_levels, point.top_k) for point in self.drafts]
-        return least_squares(rows, [point.draft_ms.p20 for point in self.drafts])
+    def growth_ms(self) -> list[float]:
+        """What drafting is made of: the root's children, every further level, every node that is expanded for it."""
+        rows = [_growth_terms(point.num_levels, point.top_k) for point in self.drafts]
+        return least_squares(rows, [point.draft_ms.p20 for point in self.drafts]).tolist()
 
     @cached_property
     def _other_by_rows(self) -> Curve:
@@ -219,7 +220,7 @@ def _samples(points: Sequence[StepPoint]) -> list[Sample]:
     return [Sample(point.num_rows, point.experts_read, point.verify_ms.p20) for point in points]
 
 
-def _draft_terms(num_levels: float, top_k: int) -> np.ndarray:
+def _growth_terms(num_levels: float, top_k: int) -> np.ndarray:
     """The root's children take no pass of the head below it; every further level takes one over `top_k` nodes."""
     return np.array([1.0, num_levels - 1, (num_levels - 1) * top_k])
 

@@ -77,9 +77,7 @@ def grow_tree(
     """
     device, least = root_best[0].device, least_logp(config)
     growth = _Growth(root_best, config, vocab_map)
-    while growth.level < config.depth:
-        if config.min_path_p and float(growth.frontier_logp_N[0]) < least_searched_logp(config):
-            break
+    while growth.level < config.depth and growth.narrow(least_searched_logp(config) if config.min_path_p else None):
         growth.expand(scorer)
     tree = growth.select(torch.tensor([root], device=device), torch.tensor(least, dtype=torch.float32, device=device))
     assert tree.num_valid is not None
@@ -182,6 +180,15 @@ class _Growth:
         self._children_N, self._rows_N = ids_NA[0, : self._top_k], ids_NA.new_zeros(self._top_k)
         start = self._add(self._children_N, self.frontier_logp_N, root_N.repeat(self._top_k))
         self._frontier_N = start + torch.arange(self._top_k, device=ids_NA.device)
+
+    def narrow(self, least: float | None) -> bool:
+        """Leave nodes that are less likely out of the frontier, if there is a limit; whether there is one left."""
+        if least is None:
+            return True
+        num_left = int((self.frontier_logp_N >= least).sum())  # they are the first ones
+        self.frontier_logp_N, self._frontier_N = self.frontier_logp_N[:num_left], self._frontier_N[:num_left]
+        self._children_N, self._rows_N = self._children_N[:num_left], self._rows_N[:num_left]
+        return num_left > 0
 
     def expand(self, scorer: Scorer) -> None:
         """One level more below the frontier."""

@@ -10,7 +10,6 @@ import itertools
 from moespec.config import MAX_TREE_TOKENS
 from moespec.cost_table import CostTable
 
-MAX_LEVELS = 16
 NUM_SIZES = MAX_TREE_TOKENS.bit_length()
 NEARNESS = 0.25  # how much a step tells of steps of half or twice as many rows
 QUICK, SLOW = 0.95, 0.99  # share of what was seen that is kept at each step: how slow the machine is, and of a size
@@ -23,7 +22,7 @@ class StepCosts:
     def __init__(self, table: CostTable) -> None:
         self.table = table
         self._by_budget: dict[int | None, list[float]] = {}
-        self._by_top_k: dict[int, list[float]] = {}
+        self._growth_ms = table.growth_ms
 
     @property
     def plain_ms(self) -> float:
@@ -36,11 +35,10 @@ class StepCosts:
             self._by_budget[budget] = list(itertools.accumulate(found, max))
         return self._by_budget[budget]
 
-    def draft_ms(self, num_levels: int, top_k: int) -> float:
-        """Growing so many levels, `top_k` nodes expanded on each."""
-        if top_k not in self._by_top_k:
-            self._by_top_k[top_k] = [self.table.draft_ms(levels, top_k) for levels in range(MAX_LEVELS + 1)]
-        return self._by_top_k[top_k][min(num_levels, MAX_LEVELS)]
+    def draft_ms(self, num_levels: int, num_expanded: int) -> float:
+        """Growing so many levels, for which so many nodes below the root are expanded."""
+        first_ms, level_ms, node_ms = self._growth_ms
+        return first_ms + level_ms * (num_levels - 1) + node_ms * num_expanded
 
 
 class StepTimes:

@@ -32,7 +32,8 @@ class Evict:
     def choose(self, tree: DraftTree, budget: BudgetConfig) -> tuple[DraftTree, BudgetConfig]:
         path_p = sorted(tree.draft_logp_T.exp().tolist(), reverse=True)
         costs_ms = self._costs.by_rows(budget.budget)
-        draft_ms = self._costs.draft_ms(int(tree.depths_T[-1]), self._top_k)
+        num_levels = int(tree.depths_T[-1])
+        draft_ms = self._costs.draft_ms(num_levels, (num_levels - 1) * self._top_k)
         gains = itertools.accumulate(path_p)  # the root's probability of 1 stands for the bonus token
         rates = [gain / (draft_ms + cost_ms) for gain, cost_ms in zip(gains, costs_ms, strict=False)]
         num_rows = rates.index(max(rates)) + 1

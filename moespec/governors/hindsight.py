@@ -2,8 +2,8 @@
 
 Of a verified tree every smaller one that the same drafter would have grown is known (but for rows that had no place in
 a tree of the size asked for), and what a table says that it costs. What its rows would have brought is how often rows
-about as likely were accepted: single steps tell little of what a tree brings, but every row tells something of that. To
-know of lower thresholds, a tree must be grown further now and then.
+about as likely were accepted: single steps tell little of what a tree brings, but every row tells something of that, of
+rows a little less likely, too. To know of lower thresholds, a tree must be grown further now and then.
 
 Every tree holds a chain, too, which takes less time to draft: what that would have brought is known as well.
 
@@ -12,23 +12,31 @@ Owns the thresholds and their running account. Knows nothing of tables, budgets 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
+from moespec.config import TreeConfig
 from moespec.tree import SEARCHED
 
 # Of the least likely path that is kept, likelier and likelier; behind the last one there is plain decoding.
 THRESHOLDS = (0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.12, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8)
 PLAIN = len(THRESHOLDS)
 START = THRESHOLDS.index(0.12)
-MEMORY, RATE_MEMORY = 0.99, 0.995  # shares kept at each step: of what trees were like, of how often rows were accepted
-PRIOR_ROWS = 4.0  # that the drafter's own probability counts for
-LEAST_SEEN, FEW_SEEN = 1.9, 4.0  # steps that must show a threshold; that count where the past counts for little
+# Of a row's odds by the drafter, in the middle between a threshold and the next.
+_MIDDLES = [(low + high) / 2 for low, high in itertools.pairwise((*THRESHOLDS, 1.0))]
+ODDS = [p / (1 - p) for p in _MIDDLES]
+MEMORY, RATE_MEMORY = 0.99, 0.98  # shares kept at each step: of what trees were like, of how often rows were accepted
+PRIOR_ROWS = 8.0  # that what is expected of rows by likelier ones counts for
+MOST_BELIEVED = 10.0  # times the drafter's odds, or as many times less
+LEAST_SEEN = 1.9  # steps that must show a threshold
+FEW_SEEN, FEW_TRIED = 4.0, 16.0  # steps, and rows, that count where the past counts for little
 FIRST_SEEN = 16  # steps before anything is concluded
 LEAD = 0.05  # tokens per step by which branches must seem better than a chain: they are the dearer mistake
 
-# Of so many rows when so many levels were drafted; of the root alone: one, its search for children.
-CostMs = Callable[[int, int], float]
+# Of so many rows when so many levels were drafted, for which so many nodes below the root were expanded. Of the root
+# alone: one level, its search for children.
+CostMs = Callable[[int, int, int], float]
 
 
 class Tree(NamedTuple):
@@ -40,11 +48,11 @@ class Tree(NamedTuple):
 
 
 class ShapeCosts(NamedTuple):
-    """Of trees as wide as asked for, of chains, and of a plain step."""
+    """Of trees within the one that is asked for, and of a plain step."""
 
-    wide_ms: CostMs
-    chain_ms: CostMs
+    tree_ms: CostMs
     plain_ms: float
+    asked: TreeConfig
 
 
 class Shape(NamedTuple):
@@ -64,31 +72,30 @@ class Added(NamedTuple):
     paid: bool
 
 
-def added(lowest: int, tree: Tree, accepted: Collection[int], cost_ms: CostMs, plain_ms: float) -> Added:
+def added(lowest: int, tree: Tree, accepted: Collection[int], costs: ShapeCosts) -> Added:
     """Of a tree that was grown down to THRESHOLDS[lowest], of which all lower ones are unknown; `accepted` are rows."""
-    path_p, parents = tree.path_p, tree.parents
-    likeliest = [0.0] * (max(tree.depths) + 1)
-    for p, depth in zip(path_p, tree.depths, strict=True):
-        likeliest[depth] = max(likeliest[depth], p)
+    path_p, depths, parents = tree
+    below = range(1, len(path_p))
     # A row is there if it is likely enough, and if its parent is so likely that it was looked for. All of this tree's
     # are there at its own threshold: look-up drafters find children without looking.
     reach_p = [min(p, path_p[up] / SEARCHED) if up else p for p, up in zip(path_p, parents, strict=True)]
-    found = sorted((max(reach_p[row], THRESHOLDS[lowest]), row in accepted) for row in range(1, len(path_p)))
-    looked = [p / SEARCHED for p in likeliest[:0:-1]]  # rising: the deepest level is the least likely
+    found = sorted((max(reach_p[row], THRESHOLDS[lowest]), row in accepted) for row in below)
+    looked_below = sorted((path_p[row] / SEARCHED, depths[row]) for row in below if depths[row] < costs.asked.depth)
+    num_expanded = [0] * costs.asked.depth  # by depth
     rows, kept, ms = ([0.0] * PLAIN for _ in range(3))
-    num_rows, num_tokens, num_levels, before_ms, paid = 1, 1, 1, plain_ms, False
+    num_rows, num_tokens, before_ms, paid = 1, 1, costs.plain_ms, False
     for place in range(PLAIN - 1, lowest - 1, -1):
         threshold = THRESHOLDS[place]
         while found and found[-1][0] >= threshold:
             is_accepted = found.pop()[1]
             rows[place], kept[place] = rows[place] + 1, kept[place] + is_accepted
             num_rows, num_tokens = num_rows + 1, num_tokens + is_accepted
-        while looked and looked[-1] >= threshold:
-            looked.pop()
-            num_levels += 1
-        now_ms = cost_ms(num_rows, num_levels)
+        while looked_below and looked_below[-1][0] >= threshold:
+            depth = looked_below.pop()[1]
+            num_expanded[depth] = min(num_expanded[depth] + 1, costs.asked.top_k)
+        now_ms = costs.tree_ms(num_rows, 1 + sum(map(bool, num_expanded)), sum(num_expanded))
         ms[place], before_ms = now_ms - before_ms, now_ms
-        paid = paid or num_tokens * plain_ms > now_ms
+        paid = paid or num_tokens * costs.plain_ms > now_ms
     return Added(rows, kept, ms, paid)
 
 
@@ -111,21 +118,26 @@ class Means:
     def shorten(self) -> None:
         """Let what was seen count for no more than a few steps, and a few rows."""
         for place in range(PLAIN):
-            self._shorten(place, self.num_steps[place], (self.num_steps, self._rows, self._ms))
-            self._shorten(place, self._tried[place], (self._tried, self._accepted))
+            steps_share = FEW_SEEN / max(FEW_SEEN, self.num_steps[place])
+            rows_share = FEW_TRIED / max(FEW_TRIED, self._tried[place])
+            for share, sums in (
+                (steps_share, (self.num_steps, self._rows, self._ms)),
+                (rows_share, (self._tried, self._accepted)),
+            ):
+                for each in sums:
+                    each[place] *= share
 
-    @staticmethod
-    def _shorten(place: int, num_seen: float, sums: Iterable[list[float]]) -> None:
-        share = FEW_SEEN / max(FEW_SEEN, num_seen)
-        for each in sums:
-            each[place] *= share
-
-    def gain(self, place: int, price: float) -> float:
-        """What stopping there instead of at the next place brings, where a ms is worth `price` tokens."""
-        above = THRESHOLDS[place + 1] if place + 1 < PLAIN else 1.0
-        prior = PRIOR_ROWS * (THRESHOLDS[place] + above) / 2
-        rate = (self._accepted[place] + prior) / (self._tried[place] + PRIOR_ROWS)
-        return (self._rows[place] * rate - price * self._ms[place]) / self.num_steps[place]
+    def gains(self, price: float) -> Iterator[float]:
+        """Place by place from the likeliest: what stopping there instead of at the next brings, where a ms is worth
+        `price` tokens. It ends where too few steps show more."""
+        believed = 1.0  # times the drafter's odds, as rows a little likelier are
+        for place in reversed(range(PLAIN)):
+            if self.num_steps[place] < LEAST_SEEN:
+                return
+            odds = ODDS[place] * believed
+            rate = (self._accepted[place] + PRIOR_ROWS * odds / (1 + odds)) / (self._tried[place] + PRIOR_ROWS)
+            believed = min(max(rate / (1 - rate) / ODDS[place], 1 / MOST_BELIEVED), MOST_BELIEVED)
+            yield (self._rows[place] * rate - price * self._ms[place]) / self.num_steps[place]
 
 
 class Account:
@@ -141,11 +153,11 @@ class Account:
         chain = range(len(tree.path_p)) if grown.is_chain else likeliest_chain(tree)
         part = Tree([tree.path_p[row] for row in chain], range(len(chain)), range(-1, len(chain) - 1))
         kept = [number for number, row in enumerate(chain) if row in accepted]
-        straight = added(grown.place, part, kept, costs.chain_ms, costs.plain_ms)
+        straight = added(grown.place, part, kept, costs)
         self._chain.observe(grown.place, straight)
         if grown.is_chain:
             return straight.paid
-        whole = added(grown.place, tree, accepted, costs.wide_ms, costs.plain_ms)
+        whole = added(grown.place, tree, accepted, costs)
         self._branches.observe(grown.place, _difference(whole, straight))
         return straight.paid or whole.paid
 
@@ -159,16 +171,12 @@ class Account:
         if self._num_seen < FIRST_SEEN:
             return Shape(START, is_chain=False)
         best, most, straight, branching = Shape(PLAIN, is_chain=True), 0.0, 0.0, -LEAD
-        for place in range(PLAIN - 1, -1, -1):
-            if self._chain.num_steps[place] < LEAST_SEEN:
-                break
-            straight += self._chain.gain(place, price)
+        unknown = itertools.repeat(-float("inf"))  # of branches fewer steps tell
+        gains = zip(self._chain.gains(price), itertools.chain(self._branches.gains(price), unknown), strict=False)
+        for place, (of_chain, of_branches) in zip(reversed(range(PLAIN)), gains, strict=False):
+            straight, branching = straight + of_chain, branching + of_branches
             if straight > most:
                 best, most = Shape(place, is_chain=True), straight
-            if self._branches.num_steps[place] < LEAST_SEEN:
-                branching = -float("inf")  # nor is it known of lower places
-                continue
-            branching += self._branches.gain(place, price)
             if straight + branching > most:
                 best, most = Shape(place, is_chain=False), straight + branching
         return best

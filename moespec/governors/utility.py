@@ -26,13 +26,13 @@ from moespec.config import MAX_TREE_TOKENS, BudgetConfig, TreeConfig
 from moespec.cost_table import CostTable
 from moespec.governors.base import Outcome
 from moespec.governors.costs import StepCosts, StepTimes
-from moespec.governors.hindsight import PLAIN, START, THRESHOLDS, Account, CostMs, Shape, ShapeCosts, Tree
+from moespec.governors.hindsight import PLAIN, START, THRESHOLDS, Account, Shape, ShapeCosts, Tree
 from moespec.types import DraftTree
 
 MEMORY = 0.98  # share of what was seen that is kept at each step: about the last fifty count
 MASS_MEMORY = 0.95  # of the mass that was kept, at each step that is learnt from
 NUM_LOWER = 3  # thresholds below the best, to which trees are grown to see further
-LOOK_EVERY = 48, 256  # steps: as a rule, and at the most where nothing is drafted
+LOOK_EVERY = 64, 256  # steps: as a rule, and at the most where nothing is drafted
 FIRST_ATTENDED, ATTEND_EVERY = 24, 3  # steps that are learnt from: the first ones, then some
 NUM_UNLEARNT = 3  # steps that are learnt from in one go; then there is a new plan
 NUM_CLOSE_LOOKS, LOOK_COST = 6, 2.0  # that follow one that paid; at the most, in plain steps, where nothing is drafted
@@ -128,10 +128,9 @@ class Utility:
         known_ms = candidates.costs_ms[: tree.total_tokens]  # of more rows nobody asks
         rows_ms = [ms * self._times.ratio(num_rows) for num_rows, ms in enumerate(known_ms, start=1)]
 
-        def cost_ms(top_k: int) -> CostMs:
-            levels_ms = [self._costs.draft_ms(num_levels, top_k) for num_levels in range(tree.depth + 1)]
-            most = len(rows_ms)  # a drafter of one's own may have drafted more than it was asked for
-            return lambda num_rows, levels: rows_ms[min(num_rows, most) - 1] + levels_ms[min(levels, tree.depth)]
+        def tree_ms(num_rows: int, num_levels: int, num_expanded: int) -> float:
+            most = min(num_rows, len(rows_ms))  # a drafter of one's own may have drafted more than it was asked for
+            return rows_ms[most - 1] + self._costs.draft_ms(num_levels, num_expanded)
 
         best = self._account.best(self._price)
         if best.place == PLAIN:  # to see at all, of few rows where rows are dear; those left out count as worth nothing
@@ -139,7 +138,7 @@ class Utility:
             looking = _grown(replace(tree, total_tokens=min(tree.total_tokens, num_rows)), Shape(START, False))
         else:  # to see further
             looking = _grown(tree, Shape(max(0, min(best.place, START) - NUM_LOWER), False))
-        costs = ShapeCosts(cost_ms(tree.top_k), cost_ms(1), rows_ms[0])
+        costs = ShapeCosts(tree_ms, rows_ms[0], tree)
         return _Plan(tree, budget, _grown(tree, best), looking, candidates, costs)
 
     def _candidates_for(self, budget: BudgetConfig) -> _Candidates:

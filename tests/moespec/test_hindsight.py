@@ -7,10 +7,12 @@ import random
 
 import pytest
 
+from moespec.config import TreeConfig
 from moespec.governors.costs import StepTimes
 from moespec.governors.hindsight import (
     LEAD,
     MEMORY,
+    MOST_BELIEVED,
     PLAIN,
     PRIOR_ROWS,
     RATE_MEMORY,
@@ -25,6 +27,7 @@ from moespec.governors.hindsight import (
 )
 
 PLAIN_MS = 1.0
+ASKED = TreeConfig(16, 4, 2, 0)
 
 
 def random_tree(rng: random.Random) -> tuple[Tree, list[int]]:
@@ -55,10 +58,10 @@ def cut(tree: Tree, threshold: float) -> set[int]:
     return rows
 
 
-def num_levels(tree: Tree, threshold: float) -> int:
-    """That it drafts: below the root, and below every level with a node that is likely enough."""
-    likely = {depth for p, depth in zip(tree.path_p, tree.depths, strict=True) if depth and p >= 2 * threshold}
-    return 1 + len(likely)
+def num_expanded(tree: Tree, threshold: float) -> list[int]:
+    """Nodes that something is looked for below, level by level: likely enough, not the deepest, and the widest."""
+    likely = [depth for p, depth in zip(tree.path_p, tree.depths, strict=True) if p >= 2 * threshold]
+    return [min(likely.count(depth), ASKED.top_k) for depth in range(1, ASKED.depth) if depth in likely]
 
 
 def chain_of(tree: Tree) -> Tree:
@@ -72,40 +75,45 @@ def test_the_best_shape_is_the_best_of_all_cuts(row_ms, price):
     rng = random.Random(1)
     trees = [random_tree(rng) for _ in range(200)]
 
-    def cost_ms(num_rows: int, num_levels: int) -> float:
-        return PLAIN_MS + row_ms * (num_rows - 1) + 0.05 * num_levels
-
-    def chain_ms(num_rows: int, num_levels: int) -> float:
-        return cost_ms(num_rows, num_levels) - 0.02 * num_levels
+    def tree_ms(num_rows: int, num_levels: int, num_expanded: int) -> float:
+        return PLAIN_MS + row_ms * (num_rows - 1) + 0.03 * num_levels + 0.02 * num_expanded
 
     account = Account()
     for tree, accepted in trees:
-        account.observe(Shape(0, False), tree, accepted, ShapeCosts(cost_ms, chain_ms, PLAIN_MS))
+        account.observe(Shape(0, False), tree, accepted, ShapeCosts(tree_ms, PLAIN_MS, ASKED))
 
     def rows_of(tree: Tree, place: int, is_branch: bool) -> set[int]:
         rows = cut(tree, THRESHOLDS[place]) if place < PLAIN else set()
         return rows - set(likeliest_chain(tree)) if is_branch else rows & set(likeliest_chain(tree))
 
-    def rate(place: int, is_branch: bool) -> float:
-        """Of rows that this threshold adds, the latest counting most, and a few more as likely as they say."""
-        middle = (THRESHOLDS[place] + (THRESHOLDS[place + 1] if place + 1 < PLAIN else 1)) / 2
-        rows, kept = PRIOR_ROWS, PRIOR_ROWS * middle
-        for age, (tree, accepted) in enumerate(reversed(trees)):
-            new = rows_of(tree, place, is_branch) - rows_of(tree, place + 1, is_branch)
-            rows, kept = rows + RATE_MEMORY**age * len(new), kept + RATE_MEMORY**age * len(new & set(accepted))
-        return kept / rows
+    def odds(p: float) -> float:
+        return p / (1 - p)
 
-    rates = {(place, branch): rate(place, branch) for place in range(PLAIN) for branch in (False, True)}
+    def rates_of(is_branch: bool) -> list[float]:
+        """Of rows that each threshold adds, the latest counting most, and of what is expected of some more: the
+        drafter's own odds, as wrong as those of likelier rows were."""
+        found, believed = [], 1.0
+        for place in range(PLAIN - 1, -1, -1):
+            middle = odds((THRESHOLDS[place] + (THRESHOLDS[place + 1] if place + 1 < PLAIN else 1)) / 2)
+            rows, kept = PRIOR_ROWS, PRIOR_ROWS * middle * believed / (1 + middle * believed)
+            for age, (tree, accepted) in enumerate(reversed(trees)):
+                new = rows_of(tree, place, is_branch) - rows_of(tree, place + 1, is_branch)
+                rows, kept = rows + RATE_MEMORY**age * len(new), kept + RATE_MEMORY**age * len(new & set(accepted))
+            believed = sorted([1 / MOST_BELIEVED, odds(kept / rows) / middle, MOST_BELIEVED])[1]
+            found.append(kept / rows)
+        return found[::-1]
+
+    rates = [rates_of(False), rates_of(True)]
 
     def value(place: int, is_chain: bool) -> float:
         """Tokens per step less what the time is worth, of trees cut by hand."""
         total = weights = 0.0
         for age, (tree, _) in enumerate(reversed(trees)):
             whole = chain_of(tree) if is_chain else tree
-            ms_of = chain_ms if is_chain else cost_ms
-            ms = ms_of(1 + len(cut(whole, THRESHOLDS[place])), num_levels(whole, THRESHOLDS[place]))
+            expanded = num_expanded(whole, THRESHOLDS[place])
+            ms = tree_ms(1 + len(cut(whole, THRESHOLDS[place])), 1 + len(expanded), sum(expanded))
             tokens = sum(
-                rates[n, branch] * (len(rows_of(tree, n, branch)) - len(rows_of(tree, n + 1, branch)))
+                rates[branch][n] * (len(rows_of(tree, n, branch)) - len(rows_of(tree, n + 1, branch)))
                 for n, branch in itertools.product(range(place, PLAIN), (False,) if is_chain else (False, True))
             )
             total, weights = total + MEMORY**age * (1 + tokens - price * ms), weights + MEMORY**age
@@ -118,7 +126,7 @@ def test_the_best_shape_is_the_best_of_all_cuts(row_ms, price):
 
 
 def test_before_enough_was_seen_nothing_is_concluded():
-    account, costs = Account(), ShapeCosts(lambda rows, levels: 9.0, lambda rows, levels: 9.0, PLAIN_MS)
+    account, costs = Account(), ShapeCosts(lambda *_: 9.0, PLAIN_MS, ASKED)
     for _ in range(8):
         account.observe(Shape(0, False), Tree([1.0], [0], [-1]), [0], costs)
     assert account.best(1.0).place == START
@@ -129,7 +137,7 @@ def test_before_enough_was_seen_nothing_is_concluded():
 
 def test_trees_that_were_not_grown_are_not_judged():
     """A row at 0.05 that is always accepted and costs nothing is unknown to trees that stop at 0.12."""
-    account, costs = Account(), ShapeCosts(lambda rows, levels: 1.0, lambda rows, levels: 1.0, PLAIN_MS)
+    account, costs = Account(), ShapeCosts(lambda *_: 1.0, PLAIN_MS, ASKED)
     for _ in range(50):
         account.observe(Shape(START, False), Tree([1.0, 0.5], [0, 1], [-1, 0]), [0, 1], costs)
     assert account.best(1.0).place >= START
@@ -142,7 +150,7 @@ def test_all_rows_count_at_their_trees_own_threshold():
     """Also those that another drafter would not have looked for: look-up finds them without looking."""
     tree = Tree([1.0] + 5 * [0.4], [*range(6)], [*range(-1, 5)])
     lowest = THRESHOLDS.index(0.25)
-    found = added(lowest, tree, range(4), lambda rows, levels: 1.0 * rows, PLAIN_MS)
+    found = added(lowest, tree, range(4), ShapeCosts(lambda rows, *_: 1.0 * rows, PLAIN_MS, ASKED))
     assert (sum(found.rows), sum(found.accepted), sum(found.ms)) == (5, 3, 5.0)
     assert found.rows[THRESHOLDS.index(0.4)] == 1 and found.rows[lowest] == 4
 
@@ -150,7 +158,7 @@ def test_all_rows_count_at_their_trees_own_threshold():
 @pytest.mark.parametrize(("ms", "is_paid"), [(1.9, True), (2.1, False)])
 def test_a_step_pays_where_some_part_of_it_was_quicker_than_plain(ms, is_paid):
     """Two tokens in so long; a longer part, which was not accepted, cost more."""
-    costs = ShapeCosts(lambda rows, levels: 9.0, lambda rows, levels: ms if rows <= 2 else 9.0, PLAIN_MS)
+    costs = ShapeCosts(lambda rows, *_: ms if rows <= 2 else 9.0, PLAIN_MS, ASKED)
     tree = Tree([1.0, 0.9, 0.5], [0, 1, 2], [-1, 0, 1])
     assert Account().observe(Shape(0, True), tree, [0, 1], costs) == is_paid
 
@@ -166,7 +174,7 @@ def test_the_chain_of_a_tree_follows_the_likeliest_child(seed):
 
 def test_a_chain_is_grown_where_its_siblings_bring_nothing_and_a_tree_where_they_do():
     tree = Tree([1.0, 0.5, 0.4, 0.4, 0.3], [0, 1, 1, 2, 2], [-1, 0, 0, 1, 1])
-    costs = ShapeCosts(lambda rows, levels: 1 + 0.1 * rows, lambda rows, levels: 1 + 0.1 * rows, PLAIN_MS)
+    costs = ShapeCosts(lambda rows, *_: 1 + 0.1 * rows, PLAIN_MS, ASKED)
     straight, branching = Account(), Account()
     for _ in range(40):
         straight.observe(Shape(0, False), tree, [0, 1, 3], costs)
