@@ -5,27 +5,28 @@ PORT ?= 7860
 BIN = .venv/bin
 
 .PHONY: demo test test-browser test-suite test-interpreted test-gpu lint
-demo: .venv/.installed
+demo: .venv/.compiled
 	PORT=$(PORT) $(BIN)/python serve.py
 
-# Side by side: the browser's tests mostly wait, and go first where they do not; Triton's interpreter, which never waits,
-# takes what is left.
-test: lint
+# Side by side: compiling and linting; then the tests. The browser's mostly wait, and go first where they do not; Triton's
+# interpreter, which never waits, takes what is left.
+test: .venv/.installed-dev
+	$(MAKE) --jobs=2 --output-sync=line .venv/.compiled lint
 	$(MAKE) --jobs=3 --output-sync=line test-browser test-suite test-interpreted
 
-test-browser: .venv/.installed-dev
+test-browser: .venv/.compiled .venv/.installed-dev
 	$(BIN)/python -m pytest -q tests/browser
 
-test-suite: .venv/.installed-dev
+test-suite: .venv/.compiled .venv/.installed-dev
 	nice -n 10 $(BIN)/python -m pytest -q tests --ignore=tests/browser --ignore=tests/kernels --ignore=tests/gpu
 
 # In a process of its own: the interpreter is chosen when Triton is imported.
-test-interpreted: .venv/.installed-dev
+test-interpreted: .venv/.compiled .venv/.installed-dev
 	@if $(BIN)/python -c "import triton" 2>/dev/null; then \
 	  echo "The kernels, interpreted:" && TRITON_INTERPRET=1 nice -n 19 $(BIN)/python -m pytest -q tests/kernels; \
 	else echo "tests/kernels is left out: there is no Triton for this platform."; fi
 
-test-gpu: .venv/.installed-dev
+test-gpu: .venv/.compiled .venv/.installed-dev
 	env -u TRITON_INTERPRET $(BIN)/python -m pytest -q tests/gpu tests/kernels
 
 lint: .venv/.installed-dev
@@ -36,6 +37,9 @@ lint: .venv/.installed-dev
 .venv/.installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/.compiled: .venv/.installed
 	@echo "Compiling the kernels for this processor, once: about a minute."
 	$(BIN)/python -m moespec generate Hello --budget 16 --max-new-tokens 8 >/dev/null
 	touch $@
