@@ -12,7 +12,7 @@ from typing import Any
 
 from moespec.bench.arms import Arm
 from moespec.bench.measure import ArmMeasurements, BenchPrompt
-from moespec.bench.timed import Timed, middle_place, overall, paired_ratio
+from moespec.bench.timed import Timed, overall, paired_ratio
 
 
 def governor_ratios(measured: Sequence[ArmMeasurements], prompts: Sequence[BenchPrompt]) -> list[dict[str, Any]]:
@@ -39,21 +39,35 @@ def governor_ratios(measured: Sequence[ArmMeasurements], prompts: Sequence[Bench
 def _to_fastest(entry: ArmMeasurements, rivals: Sequence[ArmMeasurements], chosen: Sequence[int]) -> dict[str, Any]:
     """In each round against the rival that was the fastest in the others, as a sweep would have found it before: who is
     the fastest of a dozen in the very round that is compared has been lucky in it (a single round has no others). Of
-    every prompt the middle round."""
+    every prompt the round of the middle ratio."""
     rounds = range(len(entry.rounds[chosen[0]]))
     theirs = [_fastest(rivals, chosen, [n for n in rounds if n != number] or rounds) for number in rounds]
-    return paired_ratio(
-        [_middle(entry.rounds[place]) for place in chosen],
-        [_middle([theirs[number].rounds[place][number] for number in rounds]) for place in chosen],
-    )
+    pairs = [
+        _middle([(entry.rounds[place][number], theirs[number].rounds[place][number]) for number in rounds])
+        for place in chosen
+    ]
+    return paired_ratio([ours for ours, _ in pairs], [other for _, other in pairs])
 
 
 def _fastest(rivals: Sequence[ArmMeasurements], chosen: Sequence[int], rounds: Sequence[int]) -> ArmMeasurements:
-    return max(rivals, key=lambda rival: overall([rival.rounds[place][n] for place in chosen for n in rounds]))
+    """Most often ahead of all together: a machine that others use is fast for minutes and slow for minutes, so that
+    speeds of different rounds tell little of each other."""
+
+    def in_round(rival: ArmMeasurements, number: int) -> float:
+        return overall([rival.rounds[place][number] for place in chosen])
+
+    together = {number: statistics.fmean(in_round(rival, number) for rival in rivals) or 1.0 for number in rounds}
+    return max(rivals, key=lambda rival: statistics.median(in_round(rival, n) / together[n] for n in rounds))
 
 
-def _middle(answers: Sequence[Timed]) -> Timed:
-    return answers[middle_place(answers)]
+def _middle(pairs: Sequence[tuple[Timed, Timed]]) -> tuple[Timed, Timed]:
+    """Of a prompt's rounds, ours and theirs, the one whose ratio is the middle one."""
+
+    def ratio(pair: tuple[Timed, Timed]) -> float:
+        ours, theirs = (max(1, one.num_tokens) / one.seconds for one in pair)
+        return ours / theirs
+
+    return sorted(pairs, key=ratio)[(len(pairs) - 1) // 2]
 
 
 def _might_choose(governed: Arm, rival: ArmMeasurements) -> bool:

@@ -97,14 +97,15 @@ def test_a_governor_is_held_against_the_fastest_setting_it_might_have_chosen():
     assert floored["to_best_fixed"]["ratio"] == 1.1
 
 
+def entry(name: str, speeds: list[int]) -> ArmMeasurements:
+    """Three prompts that are answered at these speeds, round by round."""
+    return ArmMeasurements(parse_arm(name), rounds=[[Timed(speed, 1.0) for speed in speeds]] * 3)
+
+
 def test_a_setting_that_was_lucky_in_a_round_is_not_what_that_round_is_held_against():
     """Held against 130 in every round, a governor of 100 would be at 0.77; a sweep that found the fastest of the other
     rounds got 70, 130 and 70 of it, of which 70 is the middle."""
     prompts = [BenchPrompt(f"tasks-{n}", "", []) for n in range(3)]
-
-    def entry(name: str, speeds: list[int]) -> ArmMeasurements:
-        return ArmMeasurements(parse_arm(name), rounds=[[Timed(speed, 1.0) for speed in speeds]] * 3)
-
     entries = [
         entry("plain", [50, 50, 50]),
         entry("eagle3@4,3,1,0", [130, 130, 70]),
@@ -115,6 +116,18 @@ def test_a_setting_that_was_lucky_in_a_round_is_not_what_that_round_is_held_agai
     assert of_all | {"class": "tasks"} == of_tasks
     assert of_all["to_best_fixed"]["ratio"] == pytest.approx(100 / 70, abs=1e-3)
     assert of_all["to_plain"]["ratio"] == 2.0
+
+
+def test_a_machine_that_became_twice_as_fast_between_two_arms_decides_nothing():
+    """Slow in two rounds and fast in two; in the middle one it was slow for the one, and fast for the other."""
+    prompts = [BenchPrompt(f"tasks-{n}", "", []) for n in range(3)]
+    entries = [
+        entry("plain", [50, 50, 50, 100, 100]),
+        entry("eagle3@4,3,1,0", [100, 100, 100, 200, 200]),
+        entry(f"utility{TREE}", [96, 96, 192, 192, 192]),
+    ]
+    of_all, _ = governor_ratios(entries, prompts)
+    assert of_all["to_best_fixed"]["ratio"] == pytest.approx(0.96)
 
 
 @pytest.mark.parametrize(
