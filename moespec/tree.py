@@ -70,7 +70,8 @@ def seen_below(seen_NR: Tensor, frontier: Frontier) -> Tensor:
 def grow_tree(
     root_best: Best, scorer: Scorer, root: int, config: TreeConfig, vocab_map: Tensor | None = None
 ) -> DraftTree:
-    """Grow `depth` levels, expanding the `top_k` best nodes of each, and keep the best `total_tokens - 1` of the pool.
+    """Grow `depth` levels, expanding those of each level's `top_k` best nodes that are likely enough, and keep the best
+    `total_tokens - 1` of the pool.
 
     root_best: the best tokens after the root, N = 1. `vocab_map` int64 [V']: draft ids to the target's, if they differ.
     Cumulative log-probability never rises along a path, so the ancestors of a chosen node are chosen too.
@@ -176,17 +177,17 @@ class _Growth:
         self._expanded = [(root_N, ids_NA, logp_NA)]
         self._size = 0
         self.level = 1
-        self.frontier_logp_N = logp_NA[0, : self._top_k]
+        self._frontier_logp_N = logp_NA[0, : self._top_k]
         self._children_N, self._rows_N = ids_NA[0, : self._top_k], ids_NA.new_zeros(self._top_k)
-        start = self._add(self._children_N, self.frontier_logp_N, root_N.repeat(self._top_k))
+        start = self._add(self._children_N, self._frontier_logp_N, root_N.repeat(self._top_k))
         self._frontier_N = start + torch.arange(self._top_k, device=ids_NA.device)
 
     def narrow(self, least: float | None) -> bool:
         """Leave nodes that are less likely out of the frontier, if there is a limit; whether there is one left."""
         if least is None:
             return True
-        num_left = int((self.frontier_logp_N >= least).sum())  # they are the first ones
-        self.frontier_logp_N, self._frontier_N = self.frontier_logp_N[:num_left], self._frontier_N[:num_left]
+        num_left = int((self._frontier_logp_N >= least).sum())  # they are the first ones
+        self._frontier_logp_N, self._frontier_N = self._frontier_logp_N[:num_left], self._frontier_N[:num_left]
         self._children_N, self._rows_N = self._children_N[:num_left], self._rows_N[:num_left]
         return num_left > 0
 
@@ -195,10 +196,10 @@ class _Growth:
         ids_NA, logp_NA = scorer(Frontier(self._target_ids(self._children_N), self._rows_N, self.level))
         self._expanded.append((self._frontier_N, ids_NA, logp_NA))
         top_k = self._top_k
-        candidates_NK = self.frontier_logp_N[:, None] + logp_NA[:, :top_k]
+        candidates_NK = self._frontier_logp_N[:, None] + logp_NA[:, :top_k]
         parents_N = self._frontier_N[:, None].expand_as(candidates_NK).flatten()
         start = self._add(ids_NA[:, :top_k].flatten(), candidates_NK.flatten(), parents_N)
-        self.frontier_logp_N, best_N = candidates_NK.flatten().topk(min(top_k, candidates_NK.numel()))
+        self._frontier_logp_N, best_N = candidates_NK.flatten().topk(min(top_k, candidates_NK.numel()))
         self._children_N, self._rows_N = ids_NA[:, :top_k].flatten()[best_N], best_N // top_k
         self._frontier_N = best_N + start
         self.level += 1

@@ -17,7 +17,7 @@ PRIOR = 8.0  # steps that the table counts for
 
 
 class StepCosts:
-    """Milliseconds of verifying and the rest, by rows and budget, and of drafting, by levels."""
+    """Milliseconds of verifying and the rest, by rows and budget, and of drafting, by levels and nodes."""
 
     def __init__(self, table: CostTable) -> None:
         self.table = table

@@ -33,6 +33,7 @@ class Evict:
         path_p = sorted(tree.draft_logp_T.exp().tolist(), reverse=True)
         costs_ms = self._costs.by_rows(budget.budget)
         num_levels = int(tree.depths_T[-1])
+        # As of a tree that is grown to its full width, level by level.
         draft_ms = self._costs.draft_ms(num_levels, (num_levels - 1) * self._top_k)
         gains = itertools.accumulate(path_p)  # the root's probability of 1 stands for the bonus token
         rates = [gain / (draft_ms + cost_ms) for gain, cost_ms in zip(gains, costs_ms, strict=False)]

@@ -15,6 +15,7 @@ from moespec.drafters.rope import Rope
 from moespec.drafters.static_pass import StaticPass
 from moespec.drafters.torch_pass import TorchPass
 from moespec.graph import Graphs
+from moespec.tree import grow_tree
 from tests.conftest import tiny_model
 
 VOCAB, NUM_COMMITTED = 31, 9
@@ -121,6 +122,19 @@ def test_paths_below_the_least_probability_and_no_others_are_left_out(make_pass)
         sizes.append(len(kept))
         unsearched |= below
     assert sizes[0] > sizes[1] > sizes[2] > sizes[3] == 0 and unsearched
+
+
+def test_passes_are_over_nodes_that_something_is_looked_for_below():
+    """Paths of 0.6 and 0.3, then of 0.36, then of 0.216: twice as likely as the least that is kept."""
+    children = torch.tensor([[0.6, 0.3, 0.1]]).log()
+    num_nodes = []
+
+    def scorer(frontier):
+        num_nodes.append(len(frontier.tokens_N))
+        return torch.arange(3).expand(num_nodes[-1], 3), children.expand(num_nodes[-1], 3)
+
+    grow_tree((torch.arange(3)[None], children), scorer, 9, TreeConfig(64, 4, 3, 0.1))
+    assert num_nodes == [2, 1, 1]
 
 
 def test_drafting_again_after_a_cut_gives_the_same_tree():

@@ -119,6 +119,12 @@ def test_the_best_shape_is_the_best_of_all_cuts(row_ms, price):
             total, weights = total + MEMORY**age * (1 + tokens - price * ms), weights + MEMORY**age
         return total / weights - (0 if is_chain else LEAD)
 
+    below = [*range(PLAIN - 1, -1, -1)]
+    straight = [*itertools.accumulate(account._chain.gains(price))]
+    branching = [a + b for a, b in zip(straight, itertools.accumulate(account._branches.gains(price)), strict=True)]
+    plain = 1 - price * PLAIN_MS
+    assert straight == pytest.approx([value(place, True) - plain for place in below])
+    assert branching == pytest.approx([value(place, False) + LEAD - plain for place in below])
     values = {(place, is_chain): value(place, is_chain) for place in range(PLAIN) for is_chain in (False, True)}
     values[PLAIN, True] = 1 - price * PLAIN_MS
     best = account.best(price)
