@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from app.hosting import HostedModel
 from app.settings import Settings
-from app.threads import in_own_thread
 from app.zero import Answers, Begun, ChangeFile, Run, ZeroEngine
 from moespec import BudgetConfig, Control, GenerationConfig, Request, StepTrace
 
@@ -52,7 +51,7 @@ def request_of(
         budget=settings.budget_config,
         tree=settings.tree_config,
         control=control,
-        governor=parse_governor(settings.governor, lambda: in_own_thread(lambda: profile_costs(engine))),
+        governor=parse_governor(settings.governor, lambda: profile_costs(engine)),
         drafter=NgramDrafter(device=engine.target.device) if settings.drafter == "ngram" else None,
     )
 

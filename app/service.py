@@ -21,7 +21,6 @@ from app.places import Place
 from app.queue import Queue
 from app.settings import Settings
 from app.stepping import FRAME_S, Stepper, Tell
-from app.threads import in_own_thread, most_threads
 from app.zero import ZeroEngine
 from moespec import EMBEDDED_TARGET, StepTrace, TraceHeader
 
@@ -92,9 +91,8 @@ class Service:
 
     @property
     def card(self) -> dict[str, Any]:
-        """The machine that answers. Threads: how many there may be; how many make steps now is their own affair."""
-        card = self.engine.card()
-        return card if isinstance(self.engine, ZeroEngine) else card | {"threads": most_threads()}
+        """The machine that answers."""
+        return self.engine.card()
 
     @property
     def is_loaded(self) -> bool:
@@ -115,7 +113,7 @@ class Service:
                 raise ValueError("a GPU that is there for the time of an answer cannot be measured.")
             if target not in self._advice:
                 with engine.turn():  # a machine that runs a model is no measure
-                    self._advice[target] = in_own_thread(lambda: advise(target))
+                    self._advice[target] = advise(target)
             return self._advice[target]
 
     def update(self, session: str, settings: Settings) -> None:
@@ -205,7 +203,7 @@ class Service:
         assert serving.batch is not None
         request = request_of(serving.engine, prompt, settings, stop, place.control)
         self.knows_costs = self.knows_costs or settings.governor not in UNMEASURED
-        return self.stepper.steps(serving.batch, request, tell, is_compared=place.series is not None)
+        return self.stepper.steps(serving.batch, request, tell)
 
 
 def _prompt(messages: list[dict], settings: Settings) -> list[dict]:

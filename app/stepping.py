@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from app.hosting import HostedModel, Hosting, Room, check_room
 from app.loading import Serving, answers_in_worker, lend, load_hosted, warm_up
 from app.models import Models
-from app.threads import Threads
 from app.zero import worker_function
 from moespec import Request, StepTrace
 
@@ -43,7 +42,6 @@ class Stepper:
         self._models, self._target, self._hosting, self._wanted = models, target, hosting, wanted
         self._loaded = loaded
         self.batches: list[Batch] = []
-        self._num_compared = 0  # answers whose speed is compared
         self._asked = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -63,11 +61,9 @@ class Stepper:
                 self._thread = threading.Thread(target=self._run, daemon=True)
                 self._thread.start()
 
-    def steps(self, batch: Batch, request: Request, tell: Tell, *, is_compared: bool) -> Iterator[list[StepTrace]]:
+    def steps(self, batch: Batch, request: Request, tell: Tell) -> Iterator[list[StepTrace]]:
         """The steps of a request that joins others', FRAME_S of them at a time, its end at once; `tell` hears each from
         the thread that makes it. Who waits here is not woken for each: it would take the interpreter from that thread.
-
-        is_compared: with other answers' speed; how many threads make the steps stays as it is.
         """
         outcomes: queue.SimpleQueue[StepTrace | BaseException] = queue.SimpleQueue()
         ended = threading.Event()
@@ -79,17 +75,9 @@ class Stepper:
             if isinstance(outcome, BaseException) or outcome.summary is not None:
                 ended.set()
 
-        self._count_compared(is_compared)
-        try:
-            batch.join(request, deliver)
-            self._asked.set()
-            yield from _paced(outcomes, ended)
-        finally:
-            self._count_compared(-is_compared)
-
-    def _count_compared(self, change: int) -> None:
-        with self._lock:
-            self._num_compared += change
+        batch.join(request, deliver)
+        self._asked.set()
+        return _paced(outcomes, ended)
 
     def _run(self) -> None:
         if self._models.now is not None:
@@ -97,24 +85,21 @@ class Stepper:
         self._models.load_first(self._first)
         if self._wanted is not None and self._hosting is not Hosting.ZERO_GPU:
             threading.Thread(target=self._load_wanted, args=(self._wanted, self._beside), daemon=True).start()
-        threads = Threads()
         while self.batches:
             self._asked.wait()
             self._asked.clear()
             try:
-                while threads.timed(self._step_all, may_compare=not self._num_compared):
+                while any([batch.step() for batch in self.batches]):
                     pass
             except Exception:
                 logging.exception("a step failed")  # those whose step it was have been told
                 self._asked.set()  # the others go on
 
-    def _step_all(self) -> bool:
-        """Whether anyone is left."""
-        return any([batch.step() for batch in self.batches])
-
     def _first(self) -> Serving:
         from moespec import Engine  # here, because torch and transformers take seconds
+        from moespec.native import share_work
 
+        share_work()  # beside a browser
         # The GPU is for the named model: no graph can be captured while weights move there. ZeroGPU only pretends.
         device = "auto" if self._wanted is None and self._hosting is not Hosting.ZERO_GPU else "cpu"
         return self._batched(Engine.from_pretrained(self._target, device=device), self._target)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import hashlib
+import importlib.metadata
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +41,18 @@ def load_kernels() -> SimpleNamespace | None:
         numba.config.CACHE_DIR = before
     modules = (layers, attention, experts, routing, decoder, head, tree)
     return SimpleNamespace(**{module.__name__.rpartition(".")[2]: module for module in modules})
+
+
+def share_work() -> None:
+    """Let the kernels' threads take work as they come to it, by TBB, instead of each its part, by OpenMP: none waits
+    for long where another program has a core. To be called before the first kernel; nothing where TBB is missing.
+
+    With nothing else on two cores steps take 1.1 times as long; beside a program that has half of one, half as long.
+    """
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, OSError):
+        for file in importlib.metadata.files("tbb") or ():
+            if file.name == "libtbb.so.12":
+                ctypes.CDLL(str(file.locate()), ctypes.RTLD_GLOBAL)  # numba takes it where it is loaded
 
 
 def kernels_for(*tensors: Tensor) -> SimpleNamespace | None:

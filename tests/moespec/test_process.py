@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -48,3 +51,24 @@ def test_a_pickled_step_has_its_tree_and_layers(engine):
         copy = pickle.loads(pickle.dumps(step))
         assert copy == step and copy.to_json() == step.to_json()
     assert copy.summary is not None
+
+
+WRITTEN_BY = """
+import numba
+from moespec import EMBEDDED_TARGET, BudgetConfig, Engine, GenerationConfig
+from moespec.native import share_work
+{first}
+steps = list(Engine.from_pretrained(EMBEDDED_TARGET).generate("Hello", GenerationConfig(24), BudgetConfig(12)))
+print(numba.threading_layer(), [(step.token_ids, step.tree.target_top) for step in steps if step.tree])
+"""
+
+
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="TBB is a requirement there alone"
+)
+def test_threads_that_share_their_work_write_the_same():
+    """By TBB, to the last digit of a trace. Each in a process of its own: threads are chosen once."""
+    scripts = [WRITTEN_BY.format(first=first) for first in ("share_work()", "")]
+    run = [subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True) for text in scripts]
+    shared, own = (found.stdout.split(" ", 1) for found in run)
+    assert (shared[0], own[0]) == ("tbb", "omp") and shared[1] == own[1]
