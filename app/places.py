@@ -23,10 +23,11 @@ class Series:
 
 
 class Asked(NamedTuple):
-    """What the page is to answer: the messages, and what its widgets were set to."""
+    """What the page is to answer: the messages, what its widgets were set to, and its recording's id."""
 
     messages: list[dict]
     values: tuple
+    recording_id: str
 
 
 @dataclass

@@ -17,6 +17,7 @@ from moespec import StepTrace, TraceHeader, read_trace
 
 MAX_STEPS = 12_000  # of the embedded model, or as much of others: kept by all recordings together, about 15 kB each
 USUAL_CELLS = 8 * 64  # layers times experts of the embedded model
+MAX_PROMISED = 1000  # ids that were given out before their answers
 GONE = "The steps of this answer are no longer kept: ask again, or open an exported trace in Replay."
 
 
@@ -57,12 +58,27 @@ class Recordings:
         self._lock = threading.Lock()
         self._by_id: OrderedDict[str, Recording] = OrderedDict()
         self._for_good: dict[str, Recording] = {}
+        self._promised: dict[str, None] = {}
 
-    def begin(self, header: TraceHeader) -> Recording:
-        """A new, empty one."""
-        recording = Recording(secrets.token_urlsafe(12), header)
+    def promise(self) -> str:
+        """The id that an answer will have which is waited for: who knows it sees the first step at once."""
+        recording_id = secrets.token_urlsafe(12)
+        with self._lock:
+            self._promised[recording_id] = None
+            if len(self._promised) > MAX_PROMISED:
+                del self._promised[next(iter(self._promised))]
+        return recording_id
+
+    def is_promised(self, recording_id: str) -> bool:
+        """Whether that answer has not begun yet."""
+        return recording_id in self._promised
+
+    def begin(self, header: TraceHeader, promised: str | None = None) -> Recording:
+        """A new, empty one; under the id that was promised, if one was."""
+        recording = Recording(promised or secrets.token_urlsafe(12), header)
         with self._lock:
             self._by_id[recording.id] = recording
+            self._promised.pop(recording.id, None)
             self._forget_old()
         return recording
 

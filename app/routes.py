@@ -12,9 +12,12 @@ from app.live import added_frame
 from app.live.live import script, script_name
 from app.recordings import Recordings
 
+FRESH = {"Cache-Control": "no-store"}
+
 
 def page_router(recordings: Recordings) -> APIRouter:
-    """The script that `live_panels` names; `live/ID?after=N`, what is new behind the first N steps (`added_frame`);
+    """The script that `live_panels` names; `live/ID?after=N`, what is new behind the first N steps (`added_frame`;
+    `is_end` alone where it has not begun);
     `recordings/ID.jsonl` and `recordings/ID.html`, both as downloads. 404 with a sentence where there is none."""
     router = APIRouter()
 
@@ -27,11 +30,13 @@ def page_router(recordings: Recordings) -> APIRouter:
     # whether it is concerned, which takes a browser several times as long as drawing all panels.
     @router.get("/live/{recording_id}")
     def added(recording_id: str, after: int) -> Response:
+        if recordings.is_promised(recording_id):
+            return JSONResponse({"is_end": False}, headers=FRESH)
         try:
             steps = recordings.of(recording_id).steps
         except ValueError as error:
             return Response(f"{error}\n", 404, media_type="text/plain")
-        return JSONResponse(added_frame(after, steps[max(0, after) :]), headers={"Cache-Control": "no-store"})
+        return JSONResponse(added_frame(after, steps[max(0, after) :]), headers=FRESH)
 
     @router.get("/recordings/{name}")
     def export(name: str) -> Response:

@@ -2,13 +2,9 @@
 // once per animation frame.
 const messageView = find(".mss-message");
 const PLAY_MS = 320, REST_MS = 2600, SO_FAR_MS = 400;
-// Between two questions: where each brings a step; where it brings several, or as many times what drawing takes; at the most.
-// Longer and longer where nothing comes. A reply is waited for so long, another try comes so much later, so many at an end.
-const LISTEN_MS = [40, 80, 200], DRAWN_SHARE = 4, PATIENCE_MS = 20000, LOST_MS = 1000, MOST_LOST = 5;
 const runs = new Map(); // of this conversation, by id
 let newestRun = null, waiting = false, isFresh = true, timer = null, drawMs = 0;
-// Whose steps are asked for; what is said when they are here, and with the next drawing; ends the rest between two questions.
-let heard = null, told = null, due = null, wake = () => {};
+let due = null; // said with the next drawing
 let view = { run: null, index: 0, mode: "follow" }; // mode: follow, hold, play
 let shownFrame = null, shownIndex = 0, soFar = { key: "", at: 0, isBusy: false };
 
@@ -30,7 +26,8 @@ function take(frame) {
   told = null;
   const known = runs.get(frame.run);
   if (frame.run && !frame.series && !(known && known.isWhole)) { // of an answer whose steps are to be asked for
-    told = frame;
+    if (frame.status === "waiting") say(frame);
+    else told = frame;
     wake();
     listen(frame.run);
     return;
@@ -52,18 +49,6 @@ function say(frame) {
   forgetRuns();
   heard = null;
 }
-// What is new of an answer.
-function hear(run, added) {
-  if (added.first !== run.steps.length) return;
-  run.extend(added);
-  run.isWhole = added.is_end;
-  cutArrived(added.now);
-  soon();
-  if (runs.has(run.id)) return;
-  if (newestRun && newestRun.isRecording) forgetRuns(); // ours makes room for theirs
-  run.title = `answer ${runs.size + 1}`;
-  begin(run, {});
-}
 function begin(run, frame) {
   runs.set(run.id, run);
   newestRun = run;
@@ -80,37 +65,6 @@ function begin(run, frame) {
 // The budget that was asked for by moving the tail's cut is in force.
 function cutArrived(now) {
   if (askedCut !== null && now && now.settings.budget === askedCut) askedCut = null;
-}
-// Asks for an answer's steps as they are made, and once more when it has ended: one that failed has no last frame. The
-// event that writes it tells the rest (routes.py), which is said when the steps are here, with the drawing of them.
-async function listen(id) {
-  if (heard && heard.id === id) return;
-  const own = { id };
-  heard = own;
-  for (let numInVain = 0, numLost = 0; heard === own;) {
-    const began = performance.now(), run = runs.get(id) || new Run(id, source), had = run.steps.length, isOver = !isWriting();
-    const isAsleep = document.hidden && !isOver, added = isAsleep ? null : await addedTo(id, had), isLost = !added && !isAsleep;
-    if (added && added.series && (heard === own || runs.get(id) === run)) hear(run, added);
-    if (heard !== own) return;
-    numLost = isLost ? numLost + 1 : 0;
-    numInVain = run.steps.length > had ? 0 : numInVain + 1;
-    const isEnd = isLost ? isOver && numLost >= MOST_LOST : !isAsleep && (isOver || added.is_end);
-    if (told && (isEnd || (runs.has(id) && told.status === "writing"))) { due = told; told = null; soon(); }
-    if (isEnd) break;
-    if (isWriting() === isOver) continue; // told meanwhile
-    const least = Math.max(LISTEN_MS[run.steps.length - had > 1 ? 1 : 0], DRAWN_SHARE * drawMs);
-    const rest = isLost ? LOST_MS : Math.min(LISTEN_MS[2], least * 1.2 ** numInVain) - (performance.now() - began);
-    await new Promise((done) => { wake = done; setTimeout(done, Math.max(0, rest)); });
-  }
-  if (heard === own) heard = null;
-}
-const isWriting = () => (told || due || root.dataset).status === "writing";
-// What is new of an answer behind its first steps; an end where it is no longer kept, null where there is no reply.
-async function addedTo(id, first) {
-  try {
-    const response = await fetch(`live/${id}?after=${first}`, { signal: AbortSignal.timeout(PATIENCE_MS) });
-    return response.ok ? await response.json() : response.status === 404 ? { is_end: true } : null;
-  } catch { return null; }
 }
 function forgetRuns() {
   runs.clear();

@@ -28,6 +28,7 @@ SCRIPTS = (
     "heat.js",
     "tail.js",
     "select.js",
+    "listen.js",
     "live.js",
 )
 MAX_BLOCK, MAX_FACTS_BLOCK = 64, 512  # steps of one request

@@ -19,7 +19,7 @@ from app.live import notice
 from app.messages import History, shown
 from app.places import Asked
 from app.recordings import Recordings
-from app.service import Service
+from app.service import UNMEASURED, Service
 from app.stepping import MAX_TOGETHER
 from app.zero import CutOffError
 from moespec import RunSummary
@@ -34,6 +34,7 @@ ENDINGS = {
 # Between two states of the text in the chat. A browser lays a long text out anew with every word.
 SHOWN_S, SHOWN_S_PER_CHARACTER = 0.25, 0.5 / 10_000
 KEEP_S = 1.0  # how often an answer that is being written is kept in the browser
+MEASURING = "Measuring what steps cost on this machine, once: the governor needs it. About ten seconds."
 MAX_WORDS = 400  # characters of a refusal, which may quote what was typed
 NEVER_BEGUN = (gr.skip(), notice("done", "Stopped before it began."), gr.skip(), gr.skip(), gr.skip())
 BESIDE = " Written beside other visitors' answers: the times are those of steps that are shared."
@@ -47,6 +48,17 @@ class Answering:
 
     def __init__(self, service: Service, recordings: Recordings, recorded: dict[str, Any]) -> None:
         self._service, self._recordings, self._recorded = service, recordings, recorded
+
+    def join(self, session: str, visitor: str, messages: History, values: tuple) -> tuple[int, dict]:
+        """(the ticket, what the panels say): they ask for the first step from now on, if it is to come soon."""
+        place = self._service.queue.enter(session, visitor)
+        place.asked = Asked(messages, values, self._recordings.promise())
+        if place.num_before >= MAX_TOGETHER:
+            first = f"{MAX_TOGETHER} answers are written at a time, and {place.num_before} came first."
+            return place.ticket, notice("waiting", f"{first} Yours comes after.")
+        if read(values).governor not in UNMEASURED and not self._service.knows_costs:
+            return place.ticket, notice("waiting", MEASURING)
+        return place.ticket, notice("waiting", "Reading the prompt…") | {"run": place.asked.recording_id}
 
     def answer(self, request: gr.Request, ticket: int, markdown: bool) -> Iterator[tuple]:
         session, answered = request.session_hash or "", {"role": "assistant", "content": ""}
@@ -82,7 +94,7 @@ class Answering:
         kept = service.fit(messages, settings)
         num_dropped = len(messages) - len(kept)
         remark = f"The oldest {num_dropped} messages no longer fit the context and are not read." if num_dropped else ""
-        recording = self._recordings.begin(service.header(kept, settings))
+        recording = self._recordings.begin(service.header(kept, settings), asked.recording_id)
         said, kept_at, shown_at = None, time.monotonic(), 0.0
         for steps in service.stream(session, ticket, kept, settings, tell=recording.steps.append):
             if not service.queue.expects(session, ticket):
@@ -113,16 +125,6 @@ class Answering:
             yield NEVER_BEGUN
             return
         yield gr.skip(), gr.skip(), recording.id, gr.skip(), gr.skip()
-
-
-def join_queue(service: Service, session: str, visitor: str, asked: Asked) -> tuple[int, dict]:
-    """(the ticket, what the live panels say)"""
-    place = service.queue.enter(session, visitor)
-    place.asked = asked
-    if place.num_before < MAX_TOGETHER:
-        return place.ticket, notice("waiting", "Reading the prompt…")
-    message = f"{MAX_TOGETHER} answers are written at a time, and {place.num_before} came first. Yours comes after."
-    return place.ticket, notice("waiting", message)
 
 
 def kept_history(messages: History, values: tuple) -> Any:

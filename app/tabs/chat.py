@@ -10,15 +10,14 @@ import gradio as gr
 
 from app.advice import advice_in_words, recommended
 from app.controls import LIVE, Controls, preset_of, read, slider_within, values_of
-from app.live import keeper, live_panels, notice
+from app.live import keeper, live_panels
 from app.messages import History, plain, shown
-from app.places import Asked
 from app.recordings import Recordings
-from app.service import UNMEASURED, Service
+from app.service import Service
 from app.settings import PRESETS, Settings, presets
 from app.stepping import MAX_TOGETHER
 from app.tabs import AT_ONCE
-from app.tabs.answering import Answering, join_queue, kept_history, refusal
+from app.tabs.answering import Answering, kept_history, refusal
 from app.tabs.closer import Closer
 
 EXAMPLES = [
@@ -33,7 +32,6 @@ FORGOTTEN: dict[str, Any] = {"messages": [], "settings": {}}  # what the browser
 # A button that has gone takes the focus with it. Not where a keyboard would come up over the page.
 TO_PROMPT = "() => matchMedia('(pointer: fine)').matches && document.querySelector('#prompt textarea').focus()"
 LOOK_S = 5.0  # how often a page looks whether another model has taken over
-MEASURING = "Measuring what steps cost on this machine, once: the governor needs it. About ten seconds."
 
 
 class Chat:
@@ -168,11 +166,9 @@ class Chat:
 
     def _enter(self, request: gr.Request, messages: History, markdown: bool, values: tuple) -> tuple:
         try:
-            settings = read(values)  # what cannot be answered changes nothing
+            read(values)  # what cannot be answered changes nothing
             session, visitor = request.session_hash or "", self.service.limits.visitor(request)
-            ticket, frame = join_queue(self.service, session, visitor, Asked(messages, values))
-            if settings.governor not in UNMEASURED and not self.service.knows_costs:
-                frame = notice("waiting", MEASURING)
+            ticket, frame = self.answering.join(session, visitor, messages, values)
             return "", shown(messages, markdown), frame, ticket, kept_history(messages, values)
         except ValueError as error:
             return self._refused(request, error)
@@ -252,7 +248,7 @@ def device_line(service: Service) -> str:
     card, info = service.card, service.info
     return (
         f"{info.model_name}: {info.num_moe_layers} layers of {info.num_experts} experts, top-{info.top_k} · "
-        f"drafter {info.drafter_name} ({info.drafter_reason}) · {card['name']}, up to {card['threads']} threads, "
+        f"drafter {info.drafter_name} ({info.drafter_reason}) · {card['name']}, {card['threads']} threads, "
         f"{card['dtype']}, {card['backend']} experts backend ({card['backend_reason']}), {info.kernels} kernels · "
         f"measured here, now · on {service.hosting.value}" + (f" · **{service.notice}**" if service.notice else "")
     )

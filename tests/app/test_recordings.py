@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from app.export import replay_page, trace_file
 from app.live import added_frame
-from app.recordings import Recordings
+from app.recordings import MAX_PROMISED, Recordings
 from app.routes import page_router
 from moespec import EMBEDDED_TARGET, BudgetConfig, Engine, GenerationConfig, TreeConfig, read_trace
 
@@ -52,6 +52,27 @@ def test_what_is_asked_for_beyond_the_end_is_not_there(trace):
     assert recording.between(-5, 2) == trace[1][:2]
     assert recording.between(3, 10**9) == trace[1][3:]
     assert recording.question == f"Repeat: {HOSTILE}"
+
+
+def test_an_answer_that_is_waited_for_has_its_address_already(trace):
+    recordings, app = Recordings(), FastAPI()
+    promised = recordings.promise()
+    app.include_router(page_router(recordings))
+    client = TestClient(app)
+    assert client.get(f"/live/{promised}?after=0").json() == {"is_end": False}
+    assert client.get(f"/recordings/{promised}.jsonl").status_code == 404
+    recording = recordings.begin(trace[0], promised)
+    recording.steps.append(trace[1][0])
+    assert client.get(f"/live/{promised}?after=0").json() == added_frame(0, trace[1][:1])
+    assert recordings.of(promised) is recording
+
+
+def test_promises_are_not_kept_without_end():
+    recordings = Recordings()
+    first = recordings.promise()
+    assert recordings.is_promised(first)
+    others = [recordings.promise() for _ in range(MAX_PROMISED)]
+    assert not recordings.is_promised(first) and all(map(recordings.is_promised, others))
 
 
 def test_what_is_new_of_an_answer_has_an_address(trace):

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from app.places import Asked, Series
+from app.controls import values_of
+from app.live import notice
+from app.places import Series
+from app.recordings import Recordings
 from app.service import Service
 from app.settings import Settings
 from app.stepping import FRAME_S, MAX_TOGETHER
-from app.tabs.answering import join_queue
+from app.tabs.answering import Answering
 from moespec import StepTrace
 
 PROMPTS = ["Tell me a short story.", "What is 12 + 30?", "Who are you?", "What does river mean?"]
@@ -144,10 +147,12 @@ def test_a_failing_step_is_told_to_those_it_was_for_and_the_next_are_served(serv
 
 
 def test_who_comes_when_enough_are_written_is_told_to_wait(service):
-    names = [f"visitor {n}" for n in range(MAX_TOGETHER + 1)]
-    told = [join_queue(service, name, "", Asked([], ()))[1]["message"] for name in names]
-    assert told[:-1] == ["Reading the prompt…"] * MAX_TOGETHER
-    assert told[-1] == "4 answers are written at a time, and 4 came first. Yours comes after."
+    names, recordings = [f"visitor {n}" for n in range(MAX_TOGETHER + 1)], Recordings()
+    answering, values = Answering(service, recordings, {}), tuple(values_of(Settings()))
+    told = [answering.join(name, "", [], values)[1] for name in names]
+    assert [one["message"] for one in told[:-1]] == ["Reading the prompt…"] * MAX_TOGETHER
+    assert all(recordings.is_promised(one["run"]) for one in told[:-1])
+    assert told[-1] == notice("waiting", "4 answers are written at a time, and 4 came first. Yours comes after.")
     assert service.queue.num_beside("visitor 0") == 0, "none has begun"
     for name in names:
         service.queue.leave(name)

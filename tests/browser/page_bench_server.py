@@ -38,8 +38,8 @@ class TimedSteps(list[StepTrace]):
         super().append(step)
 
 
-def begin(recordings: Recordings, header: TraceHeader) -> Recording:
-    recording = own_begin(recordings, header)
+def begin(recordings: Recordings, header: TraceHeader, promised: str | None = None) -> Recording:
+    recording = own_begin(recordings, header, promised)
     recording.steps = steps = TimedSteps()
     made_at_ms[recording.id] = steps.at_ms
     return recording
