@@ -7,7 +7,7 @@ import torch
 from moespec import Batch, DraftContext, DraftTree, Engine, GenerationConfig, Request, StepTrace
 from tests.conftest import VOCAB, tiny_model
 from tests.drafters import PlantingDrafter
-from tests.moespec.test_engine import reference_ids
+from tests.moespec.runs import reference_ids
 
 NEW_TOKENS = 16
 LENGTHS = (11, 3, 30, 1)  # of the prompts

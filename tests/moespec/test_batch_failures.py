@@ -30,7 +30,7 @@ from tests.moespec.batches import (
     requests,
     texts_of,
 )
-from tests.moespec.test_engine import reference_ids
+from tests.moespec.runs import reference_ids
 
 
 def test_a_prompt_that_cannot_be_used_is_refused_and_nobody_else_notices():

@@ -22,10 +22,10 @@ from moespec.step_router import NaturalRouter
 from moespec.trace import unpack_routing
 from moespec.verifier import Draft
 from tests.conftest import tiny_model
+from tests.moespec.policies import EVERY_POLICY, WHERE, routed
+from tests.moespec.runs import planted_engine
 from tests.moespec.test_budget import NUM_EXPERTS, NUM_ROWS, random_scores
-from tests.moespec.test_engine import planted_engine
 from tests.moespec.test_layers import brute_force
-from tests.moespec.test_policies import EVERY_POLICY, WHERE, routed
 
 LARGE = TreeConfig(16, 5, 4, 0)
 PROMPTS = ("Tell me a short story.", "What does river mean?")
