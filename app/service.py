@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from app.hosting import HostedModel, Hosting, named_model
 from app.limits import Limits
@@ -90,11 +90,6 @@ class Service:
         return self.engine.info
 
     @property
-    def card(self) -> dict[str, Any]:
-        """The machine that answers."""
-        return self.engine.card()
-
-    @property
     def is_loaded(self) -> bool:
         return self._models.now is not None
 
@@ -161,8 +156,7 @@ class Service:
         parts = settings.generation_config, settings.budget_config, settings.tree_config
         header = self.engine.header(_prompt(messages, settings), *parts)
         drafter = {"auto": header.drafter, "ngram": {"name": "n-gram", "reason": "asked for"}}.get(settings.drafter)
-        asked = header.settings | {"governor": settings.governor}
-        return replace(header, settings=asked, drafter=drafter, device=self.card)
+        return replace(header, settings=header.settings | {"governor": settings.governor}, drafter=drafter)
 
     def stream(
         self,

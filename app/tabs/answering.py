@@ -50,13 +50,15 @@ class Answering:
         self._service, self._recordings, self._recorded = service, recordings, recorded
 
     def join(self, session: str, visitor: str, messages: History, values: tuple) -> tuple[int, dict]:
-        """(the ticket, what the panels say): they ask for the first step from now on, if it is to come soon."""
+        """(the ticket, what the panels say): they ask for the first step from now on, if it is to come soon. ValueError
+        if it cannot be answered, which changes nothing."""
+        settings = read(values)
         place = self._service.queue.enter(session, visitor)
         place.asked = Asked(messages, values, self._recordings.promise())
         if place.num_before >= MAX_TOGETHER:
             first = f"{MAX_TOGETHER} answers are written at a time, and {place.num_before} came first."
             return place.ticket, notice("waiting", f"{first} Yours comes after.")
-        if read(values).governor not in UNMEASURED and not self._service.knows_costs:
+        if settings.governor not in UNMEASURED and not self._service.knows_costs:
             return place.ticket, notice("waiting", MEASURING)
         return place.ticket, notice("waiting", "Reading the prompt…") | {"run": place.asked.recording_id}
 

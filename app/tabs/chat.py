@@ -166,7 +166,6 @@ class Chat:
 
     def _enter(self, request: gr.Request, messages: History, markdown: bool, values: tuple) -> tuple:
         try:
-            read(values)  # what cannot be answered changes nothing
             session, visitor = request.session_hash or "", self.service.limits.visitor(request)
             ticket, frame = self.answering.join(session, visitor, messages, values)
             return "", shown(messages, markdown), frame, ticket, kept_history(messages, values)
@@ -245,7 +244,7 @@ class Chat:
 
 
 def device_line(service: Service) -> str:
-    card, info = service.card, service.info
+    card, info = service.engine.card(), service.info
     return (
         f"{info.model_name}: {info.num_moe_layers} layers of {info.num_experts} experts, top-{info.top_k} · "
         f"drafter {info.drafter_name} ({info.drafter_reason}) · {card['name']}, {card['threads']} threads, "

@@ -24,7 +24,7 @@ TEXTS = [
 
 def test_the_device_line_names_the_drafter_and_why_it_is_in_use():
     engine = Engine.from_model(tiny_model("olmoe"), drafter="auto")
-    service: Any = SimpleNamespace(card=engine.card(), info=engine.info, hosting=Hosting.OWN, notice="")
+    service: Any = SimpleNamespace(engine=engine, info=engine.info, hosting=Hosting.OWN, notice="")
     assert "drafter n-gram (no head beside the target: prompt look-up)" in device_line(service)
     assert device_line(service).endswith("on your own machine")
     service.hosting, service.notice = Hosting.SPACE_CPU, "No room."
