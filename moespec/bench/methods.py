@@ -16,7 +16,8 @@ from moespec.bench.arms import LARGE, Arm, parse_arm
 from moespec.config import GenerationConfig, TreeConfig
 from moespec.engine import Engine
 
-LOSSLESS = "lossless"  # the group in which governors are held against fixed settings, class by class
+# Groups: governors against fixed settings, class by class; the same with floors, lossy; every expert policy.
+LOSSLESS, FLOORED, MATCHED = "lossless", "with a floor of mass", "at matched experts"
 NUM_MATCHING_TOKENS = 48  # of each prompt, to see how many experts a setting reads
 CHAINS = ("3,2,1,0", "4,3,1,0", "5,4,1,0")  # of depth 2 to 4
 SMALL_TREES = ("4,3,3,0", "6,4,3,0", "8,5,4,0")
@@ -109,8 +110,8 @@ def groups(matched: Sequence[Arm], floors: Sequence[float]) -> dict[str, list[Ar
     """
     return {
         LOSSLESS: [*baseline_arms(), *swept_arms(("eagle3",)), *governed_arms()],
-        "with a floor of mass": [parse_arm("plain"), *swept_arms(("eagle3", *FIXED_BUDGETS)), *floored_arms(floors)],
-        "at matched experts": [parse_arm("plain"), parse_arm(f"eagle3@{_numbers(LARGE)}"), *matched],
+        FLOORED: [parse_arm("plain"), *swept_arms(("eagle3", *FIXED_BUDGETS)), *floored_arms(floors)],
+        MATCHED: [parse_arm("plain"), parse_arm(f"eagle3@{_numbers(LARGE)}"), *matched],
     }
 
 

@@ -18,7 +18,7 @@ from moespec.bench.arms import LARGE, Arm
 from moespec.bench.cli import add_prompt_arguments, chosen_prompts, record_head
 from moespec.bench.contestants import Contestants
 from moespec.bench.measure import ArmMeasurements, measure
-from moespec.bench.methods import LOSSLESS, groups, matched_arms
+from moespec.bench.methods import FLOORED, LOSSLESS, MATCHED, groups, matched_arms
 from moespec.bench.report import arm_record
 from moespec.bench.rivals import governor_ratios
 from moespec.engine import Engine
@@ -34,16 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--floors", type=float, nargs="+", default=[0.7, 0.85], metavar="P", help="utility's floors")
     parser.add_argument("--questions", type=int, default=10, metavar="N", help="of each family, for exact match")
     add_prompt_arguments(parser)
-    parser.add_argument(
-        "--lossless-rounds", type=int, metavar="N",
-        help="of the lossless group, where governors are compared class by class, on few prompts each",
-    )  # fmt: skip
+    parser.add_argument("--only", choices=(LOSSLESS, FLOORED, MATCHED), help="one group of arms; default: all")
 
 
 def bench_methods(engine: Engine, target: str | Path, args: argparse.Namespace) -> int:
     """Measure and print."""
-    if args.lossless_rounds is not None and args.lossless_rounds < 1:
-        raise ValueError(f"lossless-rounds={args.lossless_rounds} is not allowed: use 1 or more.")
     if args.questions < 0:
         raise ValueError(f"questions={args.questions} is not allowed: use 0 or more.")
     wrong = [floor for floor in args.floors if not 0 < floor <= 1]
@@ -53,27 +48,23 @@ def bench_methods(engine: Engine, target: str | Path, args: argparse.Namespace) 
     if not low <= args.experts <= high:
         raise ValueError(f"experts={args.experts:g} is outside {low} to {high}, this model's top-k and experts.")
     prompts = chosen_prompts(engine, args)
-    profiles = profiles_folder(args.target, args.profiles)
-    some = [prompt.token_ids for prompt in prompts[:: max(1, len(prompts) // 6)]]
-    matched = list(matched_arms(engine, args.experts, some, profiles, _progress))
+    matched: list[Arm] = []
+    if args.only in (None, MATCHED):
+        some = [prompt.token_ids for prompt in prompts[:: max(1, len(prompts) // 6)]]
+        matched += matched_arms(engine, args.experts, some, profiles_folder(args.target, args.profiles), _progress)
     contestants = Contestants(engine, target, args.max_new_tokens)
     measured = {}
     for name, arms in groups(matched, args.floors).items():
-        num_rounds = (args.lossless_rounds if name == LOSSLESS else None) or args.rounds
-        _progress(f"{name}: {len(arms)} arms, {num_rounds} rounds")
-        measured[name] = measure(contestants, arms, prompts, num_rounds, args.follow, _progress)
+        if args.only in (None, name):
+            _progress(f"{name}: {len(arms)} arms, {args.rounds} rounds")
+            measured[name] = measure(contestants, arms, prompts, args.rounds, args.follow, _progress)
     each = {entry.arm.key: entry.arm for entries in measured.values() for entry in entries}
     scores = _exact_match(engine, list(each.values()), args.questions)
     document = record_head(engine, args, prompts) | {
         "num_questions": len(own_items(args.questions, seed=0)) if args.questions else 0,
         "matched": {"experts_per_layer": args.experts, "tree": LARGE.numbers},
         "groups": [
-            {
-                "name": name,
-                "num_rounds": len(entries[0].rounds[0]),
-                "arms": [_record(entry, scores) for entry in entries],
-            }
-            for name, entries in measured.items()
+            {"name": name, "arms": [_record(entry, scores) for entry in entries]} for name, entries in measured.items()
         ],
         "governors": [row for entries in measured.values() for row in governor_ratios(entries, prompts)],
     }

@@ -17,8 +17,8 @@ from moespec.quality.tasks import FAMILIES, generate_task
 from moespec.train.data import read_documents
 
 MAX_PROMPT_TOKENS = 200
-NUM_TASKS = 26  # as many of each family as 26 allow
-NUM_BY_GROUP = {"dialogue": 17, "facts": 10, "prose": 8, "code": 3}  # with the tasks about training's shares, 64 in all
+# About training's shares, 64 in all; of tasks, as many of each family as 26 allow.
+NUM_BY_GROUP = {"tasks": 26, "dialogue": 17, "facts": 10, "prose": 8, "code": 3}
 
 
 def cut(messages: list[dict], tokenizer: Any, rng: random.Random) -> list[dict] | None:
@@ -28,13 +28,15 @@ def cut(messages: list[dict], tokenizer: Any, rng: random.Random) -> list[dict] 
     return rng.choice(short[1:] or short) if short else None  # a first turn alone may be a later part's, out of context
 
 
-def held_out_prompts(documents: list[dict], tokenizer: Any, seed: int) -> Iterator[dict]:
+def held_out_prompts(documents: list[dict], tokenizer: Any, seed: int, num_by_group: dict[str, int]) -> Iterator[dict]:
     """The prompts in a fixed order: tasks, then group by group. ValueError if a group has too few documents."""
     rng = random.Random(seed)
-    for number in range(NUM_TASKS):
+    for number in range(num_by_group["tasks"]):
         task = generate_task(rng, FAMILIES[number % len(FAMILIES)], held_out=True)
         yield {"id": f"tasks-{number:02}", "source": f"task: {task.family}", "messages": task.messages[:1]}
-    for group, wanted in NUM_BY_GROUP.items():
+    for group, wanted in num_by_group.items():
+        if group == "tasks":
+            continue
         pool = [document for document in documents if document["group"] == group and "messages" in document]
         seen: list[list[dict]] = []
         for document in by_turns(pool, rng):
@@ -57,10 +59,11 @@ def by_turns(documents: list[dict], rng: random.Random) -> Iterator[dict]:
         yield from filter(None, documents_of_one_turn)
 
 
-def write_prompts(data: Path, tokenizer: Path, out: Path, seed: int) -> int:
-    """Write the prompts as JSON lines; their number."""
+def write_prompts(data: Path, tokenizer: Path, out: Path, seed: int, num_each: int | None = None) -> int:
+    """Write the prompts as JSON lines; their number. `num_each`: of every group; None mixes them as training does."""
+    num_by_group = NUM_BY_GROUP if num_each is None else dict.fromkeys(NUM_BY_GROUP, num_each)
     documents = read_documents(data, "heldout")
-    prompts = list(held_out_prompts(documents, AutoTokenizer.from_pretrained(tokenizer), seed))
+    prompts = list(held_out_prompts(documents, AutoTokenizer.from_pretrained(tokenizer), seed, num_by_group))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(json.dumps(prompt, ensure_ascii=False) + "\n" for prompt in prompts), encoding="utf-8")
     return len(prompts)

@@ -30,6 +30,8 @@ def add_train_parser(subparsers: argparse._SubParsersAction) -> None:
         drawn.add_argument("--tokenizer", type=Path, required=True)
         drawn.add_argument("--out", type=Path, required=True)
         drawn.add_argument("--seed", type=int, default=0)
+        if name == "prompts":
+            drawn.add_argument("--each", type=int, metavar="N", help="N of every class; default: 64 as training's mix")
     train.set_defaults(handler=run_train)
 
 
@@ -46,7 +48,10 @@ def run_train(args: argparse.Namespace) -> int:
     if args.step == "prompts":
         from moespec.train.bench_prompts import write_prompts
 
-        print(f"{write_prompts(args.data, args.tokenizer, args.out, args.seed)} prompts written to {args.out}")
+        if args.each is not None and args.each < 1:
+            raise ValueError(f"each={args.each} is not allowed: use 1 or more.")
+        num_written = write_prompts(args.data, args.tokenizer, args.out, args.seed, args.each)
+        print(f"{num_written} prompts written to {args.out}")
         return 0
     if args.step == "texts":
         from moespec.train.held_out_texts import write_texts

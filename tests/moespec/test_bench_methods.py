@@ -33,12 +33,12 @@ def test_every_group_has_arms_of_different_names_and_plain_decoding_to_be_held_a
         assert [arm.name for arm in arms].count("plain") == 1
     assert {arm.name for arm in found["lossless"]} == {"plain", "eagle3", "evict", "cascade-like", "utility"}
     assert not any(arm.is_lossy for arm in found["lossless"])
-    governed = [arm for arm in found["with a floor of mass"] if arm.governor != "fixed"]
+    governed = [arm for arm in found[methods.FLOORED] if arm.governor != "fixed"]
     assert [(arm.governor, arm.is_lossy) for arm in governed] == [
         ("utility:floor=0.7", True),
         ("utility:floor=0.9", True),
     ]
-    assert set(matched) < set(found["at matched experts"])
+    assert set(matched) < set(found[methods.MATCHED])
 
 
 @pytest.mark.parametrize("wanted", [8, 11.3, 12, 20, 40])
@@ -136,7 +136,6 @@ def test_a_machine_that_became_twice_as_fast_between_two_arms_decides_nothing():
         (["--experts", "4"], "experts=4 is outside 8 to 64"),
         (["--follow", "0"], "follow=0 is not allowed"),
         (["--rounds", "0"], "rounds=0 is not allowed"),
-        (["--lossless-rounds", "0"], "lossless-rounds=0 is not allowed"),
         (["--max-new-tokens", "1"], "max-new-tokens=1 is not allowed"),
         (["--questions", "-1"], "questions=-1 is not allowed"),
         (["--floors", "0.7", "1.2"], "floors=1.2 is not allowed"),
