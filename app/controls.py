@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from app.settings import DRAFTERS, MAX_SYSTEM_CHARACTERS, Settings, presets
+from app.tabs import AT_ONCE
 
 if TYPE_CHECKING:
     from moespec import EngineInfo
@@ -46,7 +47,7 @@ class Controls:
                 self.widgets |= build()
                 reset = gr.Button("Reset these", size="sm", variant="secondary", elem_classes="reset")
             outputs = [self.widgets[name] for name in names]
-            reset.click(_defaults(names), None, outputs, queue=False, show_progress="hidden", api_visibility="private")
+            reset.click(_defaults(names), None, outputs, **AT_ONCE)
         self.all = [self.widgets[name] for name in NAMES]
         self.live = [self.widgets[name] for name in LIVE]
 

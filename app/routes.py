@@ -28,8 +28,9 @@ def page_router(recordings: Recordings) -> APIRouter:
 
     # Not by the event that writes the answer: of each message of an event Gradio has every widget of the page look
     # whether it is concerned, which takes a browser several times as long as drawing all panels.
+    # By the server's own thread: a step's frame takes it a millisecond, handing that to another one several.
     @router.get("/live/{recording_id}")
-    def added(recording_id: str, after: int) -> Response:
+    async def added(recording_id: str, after: int) -> Response:
         if recordings.is_promised(recording_id):
             return JSONResponse({"is_end": False}, headers=FRESH)
         try:

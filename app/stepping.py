@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_TOGETHER = 4  # answers that are written side by side
 FRAME_S = 0.05  # 20 frames a second, for the page and for programs
+NICENESS = 4  # of what makes steps: a browser on the same cores is let in sooner, and shows them sooner
 Tell = Callable[[StepTrace], None]
 
 
@@ -82,6 +84,8 @@ class Stepper:
     def _run(self) -> None:
         if self._models.now is not None:
             return  # in a worker of ZeroGPU's
+        if sys.platform == "linux":  # where threads have their own, and what they start inherits it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         self._models.load_first(self._first)
         if self._wanted is not None and self._hosting is not Hosting.ZERO_GPU:
             threading.Thread(target=self._load_wanted, args=(self._wanted, self._beside), daemon=True).start()

@@ -75,6 +75,9 @@ function drawMark(pen, at, width, floor, text, colour, y) {
   pen.lineTo(x, floor);
   pen.stroke();
   pen.textAlign = isRight ? "end" : "start";
+  pen.strokeStyle = colours.shades[0]; // around the words: the other mark may stand right behind them
+  Object.assign(pen, { lineWidth: 4, lineJoin: "round" });
+  pen.strokeText(text, x + (isRight ? -5 : 5), y);
   pen.fillText(text, x + (isRight ? -5 : 5), y);
   pen.textAlign = "start";
 }

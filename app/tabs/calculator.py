@@ -21,7 +21,7 @@ from app.calculator import (
 )
 from app.points import points_table, said, said_line
 from app.service import Service
-from app.tabs import AT_ONCE
+from app.tabs import AT_ONCE, QUIET
 
 HINT = "Modelled from bytes and bandwidth before anything is loaded: hollow and dashed. Solid marks were measured."
 STILL = "What stands below is the last that could be worked out."
@@ -82,10 +82,7 @@ class Calculator:
         choices = [self.model, self.card, self.profile, self.sizes[-1]]
         numbers = [self.gb_per_s, self.typed, self.context, *self.sizes[:-1]]
         triggers = [self.work.click, *(one.input for one in choices), *(one.submit for one in numbers)]
-        gr.on(
-            triggers, self._answer, inputs, outputs,
-            show_progress="hidden", api_visibility="private", concurrency_limit=None,
-        )  # fmt: skip
+        gr.on(triggers, self._answer, inputs, outputs, concurrency_limit=None, **QUIET)
         gr.on([one.input for one in choices], _open_typed, choices, self.own, **AT_ONCE)
 
     def _offer(self, opened: bool, *values: Any) -> Any:

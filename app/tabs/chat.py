@@ -16,7 +16,7 @@ from app.recordings import Recordings
 from app.service import Service
 from app.settings import PRESETS, Settings, presets
 from app.stepping import MAX_TOGETHER
-from app.tabs import AT_ONCE
+from app.tabs import AT_ONCE, QUIET
 from app.tabs.answering import Answering, kept_history, refusal
 from app.tabs.closer import Closer
 
@@ -84,16 +84,14 @@ class Chat:
     def wire(self, page: gr.Blocks) -> None:
         """Connects what is done to what happens."""
         controls = self.controls
-        engine_turn: dict[str, Any] = {
+        engine_turn = QUIET | {
             "concurrency_limit": MAX_TOGETHER,
             "concurrency_id": "engine",
-            "show_progress": "hidden",
             # By default the browser drops an answer that is asked for before it has heard of the last one's end.
             "trigger_mode": "multiple",
-            "api_visibility": "private",
         }
         # Queued: only of a queued event is the browser told that the ticket changed.
-        asked: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+        asked = QUIET | {"concurrency_limit": None}
         outputs = [self.prompt, self.chat, self.live, self.ticket, self.keeper]
         asking = [self.prompt.submit, self.send.click]
         gr.on(asking, self._ask, [self.prompt, self.markdown, self.chat, *controls.all], outputs, **asked)

@@ -26,7 +26,7 @@ from app.race.contest import (
 from app.recordings import Recordings
 from app.service import Service
 from app.settings import Settings
-from app.tabs import AT_ONCE, replay
+from app.tabs import AT_ONCE, QUIET, replay
 from app.tabs.chat import Chat
 
 TAB = "compare"  # its id, and the name that a link's comparison goes by
@@ -87,15 +87,11 @@ class Compare:
     def wire(self, page: gr.Blocks, tabs: gr.Tabs, replayed: tuple[gr.HTML, gr.Dropdown]) -> None:
         """Connects what is done to what happens. A link opens this tab of `tabs`; `replayed` is of `replay.build`."""
         self.start.click(
-            self._compare, [*self.form, *self.chat.controls.all], self.race, show_progress="hidden",
-            concurrency_limit=None, api_visibility="private",
-        )  # fmt: skip
+            self._compare, [*self.form, *self.chat.controls.all], self.race, concurrency_limit=None, **QUIET
+        )
         self.stop.click(self._halt, None, None, **AT_ONCE)
         self.race.replay(self._replay, None, [tabs, *replayed], **AT_ONCE)
-        page.load(
-            self._open_link, None, [tabs, self.race, *self.form], concurrency_limit=None, show_progress="hidden",
-            api_visibility="private",
-        )  # fmt: skip
+        page.load(self._open_link, None, [tabs, self.race, *self.form], concurrency_limit=None, **QUIET)
         page.unload(self._halt)
 
     def _compare(self, request: gr.Request, *values: Any) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ from app.points import points_table, said, said_line
 from app.service import Service
 from app.settings import Settings
 from app.sweep import Trial, beside_note, found, spread_prompts, sweep_figure, sweep_table, to_try
-from app.tabs import AT_ONCE
+from app.tabs import AT_ONCE, QUIET
 from moespec.cost import budget_ladder
 
 NUM_SUGGESTED = 4  # budgets that are ticked for a newcomer
@@ -68,8 +68,7 @@ class Sweep:
             [self.line, self.table, self.plot],
             concurrency_limit=1,  # of the answers that are written together, sweeps write one
             concurrency_id="sweep",
-            show_progress="hidden",
-            api_visibility="private",
+            **QUIET,
         )
         self.stop.click(self._halt, None, None, **AT_ONCE)
         page.unload(self._gone)

@@ -80,3 +80,12 @@ def test_a_model_is_lent_before_the_launch_and_routes_are_added_after_it(monkeyp
     monkeypatch.delenv("HOST", raising=False)
     app.main.launch()
     assert done == ["prepare", "launch on 0.0.0.0", f"start with {sorted(ADDED)}", "serve"]
+
+
+def test_no_event_tells_widgets_how_far_it_is():
+    """Gradio copies every widget that hears of it at each message of each event: an answer in an open page has dozens."""
+    page = app.main.build_app(Service(), app.main.Recordings())
+    events = page.get_config_file()["dependencies"]
+    own = [event for event in events if event["api_visibility"] == "private" and event["outputs"]]
+    assert len(own) > 30
+    assert [event["id"] for event in own if event["show_progress_on"] != []] == []
