@@ -5,6 +5,7 @@ On ZeroGPU the larger one is lent to worker processes instead. Owns threads and 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 MAX_TOGETHER = 4  # answers that are written side by side
 FRAME_S = 0.05  # 20 frames a second, for the page and for programs
-NICENESS = 4  # of what makes steps: a browser on the same cores is let in sooner, and shows them sooner
+NICENESS = 4  # more, of what makes steps: a browser on the same cores is let in sooner, and shows them sooner
 Tell = Callable[[StepTrace], None]
 
 
@@ -84,8 +85,7 @@ class Stepper:
     def _run(self) -> None:
         if self._models.now is not None:
             return  # in a worker of ZeroGPU's
-        if sys.platform == "linux":  # where threads have their own, and what they start inherits it
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        _let_others_in()
         self._models.load_first(self._first)
         if self._wanted is not None and self._hosting is not Hosting.ZERO_GPU:
             threading.Thread(target=self._load_wanted, args=(self._wanted, self._beside), daemon=True).start()
@@ -131,6 +131,14 @@ class Stepper:
 
         self._models.load_wanted(wanted.name, checked)
         self._loaded()
+
+
+def _let_others_in() -> None:
+    """This thread and those that it starts from now on, where threads have a niceness of their own."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):  # some sandboxes allow none
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
 
 
 def _paced(outcomes: queue.SimpleQueue[StepTrace | BaseException], ended: threading.Event) -> Iterator[list[StepTrace]]:

@@ -68,6 +68,7 @@ function drawCumulative(pen, sorted, barWidth, floor) {
 }
 function drawMark(pen, at, width, floor, text, colour, y) {
   const x = Math.round(at) - 0.5, isRight = x > width - 120;
+  pen.save();
   pen.strokeStyle = pen.fillStyle = colour;
   pen.lineWidth = 1.5;
   pen.beginPath();
@@ -79,7 +80,7 @@ function drawMark(pen, at, width, floor, text, colour, y) {
   Object.assign(pen, { lineWidth: 4, lineJoin: "round" });
   pen.strokeText(text, x + (isRight ? -5 : 5), y);
   pen.fillText(text, x + (isRight ? -5 : 5), y);
-  pen.textAlign = "start";
+  pen.restore();
 }
 function drawLost(pen, width, height) {
   const slot = width / layers.numbers.length, most = Math.max(0.25, ...layers.mass_kept.map((share) => 1 - share));

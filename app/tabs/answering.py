@@ -97,7 +97,7 @@ class Answering:
         num_dropped = len(messages) - len(kept)
         remark = f"The oldest {num_dropped} messages no longer fit the context and are not read." if num_dropped else ""
         recording = self._recordings.begin(service.header(kept, settings), asked.recording_id)
-        said, kept_at, shown_at, is_done = None, time.monotonic(), 0.0, False
+        said, kept_at, shown_at = None, time.monotonic(), 0.0
         for steps in service.stream(session, ticket, kept, settings, tell=recording.steps.append):
             if not service.queue.expects(session, ticket):
                 if session not in service.queue.places:  # cleared: frames on their way have filled the chat again
@@ -125,8 +125,6 @@ class Answering:
             yield chat, frame, recording.id if is_done else gr.skip(), gr.skip(), kept_now
         if not recording.steps:
             yield NEVER_BEGUN
-        elif not is_done:
-            yield gr.skip(), gr.skip(), recording.id, gr.skip(), gr.skip()
 
 
 def kept_history(messages: History, values: tuple) -> Any:

@@ -87,6 +87,7 @@ class Chat:
         engine_turn = QUIET | {
             "concurrency_limit": MAX_TOGETHER,
             "concurrency_id": "engine",
+            "show_progress_on": [self.chat],  # its own buttons wait for the end
             # By default the browser drops an answer that is asked for before it has heard of the last one's end.
             "trigger_mode": "multiple",
         }

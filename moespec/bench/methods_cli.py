@@ -27,6 +27,7 @@ from moespec.quality.items import own_items
 from moespec.quality.trials import Setting, answers
 
 MAX_ANSWER_TOKENS = 160
+ONLY = {"lossless": LOSSLESS, "floors": FLOORED, "matched": MATCHED}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--floors", type=float, nargs="+", default=[0.7, 0.85], metavar="P", help="utility's floors")
     parser.add_argument("--questions", type=int, default=10, metavar="N", help="of each family, for exact match")
     add_prompt_arguments(parser)
-    parser.add_argument("--only", choices=(LOSSLESS, FLOORED, MATCHED), help="one group of arms; default: all")
+    parser.add_argument("--only", choices=ONLY, help="one group of arms; default: all")
 
 
 def bench_methods(engine: Engine, target: str | Path, args: argparse.Namespace) -> int:
@@ -48,21 +49,22 @@ def bench_methods(engine: Engine, target: str | Path, args: argparse.Namespace) 
     if not low <= args.experts <= high:
         raise ValueError(f"experts={args.experts:g} is outside {low} to {high}, this model's top-k and experts.")
     prompts = chosen_prompts(engine, args)
+    wanted = [ONLY[args.only]] if args.only else [*ONLY.values()]
     matched: list[Arm] = []
-    if args.only in (None, MATCHED):
+    if MATCHED in wanted:
         some = [prompt.token_ids for prompt in prompts[:: max(1, len(prompts) // 6)]]
         matched += matched_arms(engine, args.experts, some, profiles_folder(args.target, args.profiles), _progress)
     contestants = Contestants(engine, target, args.max_new_tokens)
     measured = {}
     for name, arms in groups(matched, args.floors).items():
-        if args.only in (None, name):
+        if name in wanted:
             _progress(f"{name}: {len(arms)} arms, {args.rounds} rounds")
             measured[name] = measure(contestants, arms, prompts, args.rounds, args.follow, _progress)
     each = {entry.arm.key: entry.arm for entries in measured.values() for entry in entries}
     scores = _exact_match(engine, list(each.values()), args.questions)
     document = record_head(engine, args, prompts) | {
         "num_questions": len(own_items(args.questions, seed=0)) if args.questions else 0,
-        "matched": {"experts_per_layer": args.experts, "tree": LARGE.numbers},
+        "matched": {"experts_per_layer": args.experts, "tree": LARGE.numbers} if matched else None,
         "groups": [
             {"name": name, "arms": [_record(entry, scores) for entry in entries]} for name, entries in measured.items()
         ],
@@ -99,7 +101,9 @@ def _record(measured: ArmMeasurements, scores: dict[str, list[float]]) -> dict[s
 def _tables(document: dict[str, Any]) -> str:
     """One table per group, and the governors', as Markdown."""
     parts = [f"{group['name']}\n\n{_arm_table(group['arms'])}" for group in document["groups"]]
-    return "\n\n".join([*parts, _governor_table(document["governors"])])
+    if document["governors"]:
+        parts.append(_governor_table(document["governors"]))
+    return "\n\n".join(parts)
 
 
 def _arm_table(rows: Sequence[dict[str, Any]]) -> str:

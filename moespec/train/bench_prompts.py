@@ -31,9 +31,12 @@ def cut(messages: list[dict], tokenizer: Any, rng: random.Random) -> list[dict] 
 def held_out_prompts(documents: list[dict], tokenizer: Any, seed: int, num_by_group: dict[str, int]) -> Iterator[dict]:
     """The prompts in a fixed order: tasks, then group by group. ValueError if a group has too few documents."""
     rng = random.Random(seed)
-    for number in range(num_by_group["tasks"]):
-        task = generate_task(rng, FAMILIES[number % len(FAMILIES)], held_out=True)
-        yield {"id": f"tasks-{number:02}", "source": f"task: {task.family}", "messages": task.messages[:1]}
+    asked: list[list[dict]] = []
+    while len(asked) < num_by_group["tasks"]:
+        task = generate_task(rng, FAMILIES[len(asked) % len(FAMILIES)], held_out=True)
+        if task.messages[:1] not in asked:
+            yield {"id": f"tasks-{len(asked):02}", "source": f"task: {task.family}", "messages": task.messages[:1]}
+            asked.append(task.messages[:1])
     for group, wanted in num_by_group.items():
         if group == "tasks":
             continue

@@ -159,6 +159,18 @@ def test_retry_and_clear(visitor):
     expect(page.locator("#chat .bot")).to_have_count(0)
 
 
+def test_an_answer_is_undone_or_retried_when_it_has_ended(watcher):
+    page = watcher.page
+    watcher.ask_for_a_long_answer("Tell me a long story about a goat.")
+    watcher.wait("writing")
+    for button in ("Undo", "Retry"):
+        expect(page.get_by_label(button).last).to_be_disabled()
+    page.click("#stop")
+    watcher.wait("done")
+    for button in ("Undo", "Retry"):
+        expect(page.get_by_label(button).last).to_be_enabled()
+
+
 def test_clear_takes_back_the_answer_that_is_being_written(watcher):
     page = watcher.page
     watcher.ask_for_a_long_answer("Tell me a long story about a cow.")

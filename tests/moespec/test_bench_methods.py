@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 
 import pytest
 
@@ -128,6 +129,32 @@ def test_a_machine_that_became_twice_as_fast_between_two_arms_decides_nothing():
     ]
     of_all, _ = governor_ratios(entries, prompts)
     assert of_all["to_best_fixed"]["ratio"] == pytest.approx(0.96)
+
+
+@pytest.mark.parametrize(
+    ("options", "groups_measured"),
+    [
+        ([], ["lossless", "with a floor of mass", "at matched experts"]),
+        (["--only", "lossless"], ["lossless"]),
+        (["--only", "floors"], ["with a floor of mass"]),
+        (["--only", "matched"], ["at matched experts"]),
+    ],
+)
+def test_one_group_can_be_measured_by_itself(engine, monkeypatch, capsys, options, groups_measured):
+    """Nothing is timed."""
+    monkeypatch.setattr(methods_cli, "matched_arms", lambda *asked: iter([parse_arm("moe-spec:b=12@16,5,4,0")]))
+    monkeypatch.setattr(methods_cli, "_exact_match", lambda *asked: {})
+    monkeypatch.setattr(methods_cli, "measure", lambda contestants, arms, *asked: [*map(ArmMeasurements, arms)])
+    monkeypatch.setattr(methods_cli, "_record", lambda measured, scores: {"key": measured.arm.key})
+    monkeypatch.setattr(methods_cli, "governor_ratios", lambda measured, prompts: [])
+    parser = argparse.ArgumentParser()
+    methods_cli.add_arguments(parser)
+    asked = parser.parse_args(["--json", "--limit", "3", "--floors", "0.7", *options])
+    asked.target, asked.profiles = EMBEDDED_TARGET, None
+    methods_cli.bench_methods(engine, EMBEDDED_TARGET, asked)
+    record = json.loads(capsys.readouterr().out)
+    assert [group["name"] for group in record["groups"]] == groups_measured
+    assert (record["matched"] is not None) == ("at matched experts" in groups_measured)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from tests.conftest import VOCAB, tiny_model
 from tests.drafters import PlantingDrafter
 from tests.moespec.test_layers import brute_force
 
-BENCH_PROMPTS = TEXTS.with_name("prompts.jsonl")
+BENCH_PROMPTS = sorted(TEXTS.parent.glob("prompts*.jsonl"))
 
 
 def plain_similarities(outputs_END: torch.Tensor) -> dict[str, list[list[float]]]:
@@ -185,7 +185,8 @@ def test_rates_lean_on_the_drafter_where_little_was_seen():
 
 def test_calibration_reads_no_benchmark_prompt_and_no_question():
     asked = {item.messages[-1]["content"] for item in own_items(100, 0)}
-    for path in (TEXTS, BENCH_PROMPTS):
+    assert len(BENCH_PROMPTS) == 2
+    for path in (TEXTS, *BENCH_PROMPTS):
         for line in path.read_text("utf-8").splitlines():
             asked |= {message["content"] for message in json.loads(line).get("messages", ())}
     assert not asked & set(PROMPTS)

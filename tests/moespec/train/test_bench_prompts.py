@@ -20,7 +20,7 @@ def tokenizer():
 
 
 def documents(num_each: int) -> list[dict]:
-    """Of every group but the tasks, which are made: two sources, the second of few documents."""
+    """Of every group, two of one source and the others of another."""
     return [
         {
             "group": group,
