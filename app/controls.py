@@ -5,6 +5,7 @@ Owns the widgets and how their values become `Settings`, and back. Knows nothing
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,8 @@ GOVERNOR_LABELS = {
 
 
 class Controls:
-    """The widgets by name. `all` is the order in which values come and go."""
+    """The widgets by name; `all` in the order of NAMES. `held`: what they are set to, for events to read: Gradio has a
+    browser copy each widget that an event reads, with all it holds, at every message."""
 
     def __init__(self) -> None:
         self.widgets: dict[str, Any] = {}
@@ -50,14 +52,22 @@ class Controls:
             reset.click(_defaults(names), None, outputs, **AT_ONCE)
         self.all = [self.widgets[name] for name in NAMES]
         self.live = [self.widgets[name] for name in LIVE]
+        self.held = gr.Textbox(hold([widget.value for widget in self.all]), visible=False)
+        changes = [widget.change for widget in self.all]
+        gr.on(changes, None, self.all, self.held, js="(...values) => JSON.stringify(values)", **AT_ONCE)
 
     def __getitem__(self, name: str) -> Any:
         return self.widgets[name]
 
 
-def read(values: Sequence[Any]) -> Settings:
-    """The values of `Controls.all`. ValueError names what is not allowed."""
-    named = dict(zip(NAMES, values, strict=True))
+def hold(values: Sequence[Any]) -> str:
+    """What `Controls.held` holds of the values of all widgets."""
+    return json.dumps(values)
+
+
+def read(held: str) -> Settings:
+    """What `Controls.held` holds. ValueError names what is not allowed."""
+    named = dict(zip(NAMES, json.loads(held), strict=True))
     is_lossless = named.pop(LOSSLESS)
     if is_lossless:
         named["budget"] = None

@@ -23,10 +23,10 @@ class Series:
 
 
 class Asked(NamedTuple):
-    """What the page is to answer: the messages, what its widgets were set to, and its recording's id."""
+    """What the page is to answer: the messages, what its controls hold, and its recording's id."""
 
     messages: list[dict]
-    values: tuple
+    held: str
     recording_id: str
 
 
@@ -34,8 +34,8 @@ class Asked(NamedTuple):
 class Place:
     """A ticket that no other has, and how many stood before.
 
-    asked: by the page, kept here until its turn: of each message of an event a browser has all widgets look that the
-    event reads, and forty can be set. serving: who writes the answer, once it has begun. changes: the way to another
+    asked: by the page, kept here until its turn: at each message of an event a browser copies the widgets that it
+    reads, and a conversation grows. serving: who writes the answer, once it has begun. changes: the way to another
     process that does; is_deaf: it does not hear them.
     """
 

@@ -26,9 +26,8 @@ def page_router(recordings: Recordings) -> APIRouter:
         forever = {"Cache-Control": "public, max-age=31536000, immutable"}
         return Response(script(), media_type="text/javascript", headers=forever)
 
-    # Not by the event that writes the answer: of each message of an event Gradio has many widgets of the page look
-    # whether it is concerned, which takes a browser several times as long as drawing all panels.
-    # By the server's own thread: a step's frame takes it a millisecond, handing that to another one several.
+    # Not by the event that writes the answer: each message of an event takes a browser several times as long as drawing
+    # all panels. By the server's own thread: a step's frame takes it a millisecond, handing that to another several.
     @router.get("/live/{recording_id}")
     async def added(recording_id: str, after: int) -> Response:
         if recordings.is_promised(recording_id):

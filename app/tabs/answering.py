@@ -49,12 +49,12 @@ class Answering:
     def __init__(self, service: Service, recordings: Recordings, recorded: dict[str, Any]) -> None:
         self._service, self._recordings, self._recorded = service, recordings, recorded
 
-    def join(self, session: str, visitor: str, messages: History, values: tuple) -> tuple[int, dict]:
+    def join(self, session: str, visitor: str, messages: History, held: str) -> tuple[int, dict]:
         """(the ticket, what the panels say): they ask for the first step from now on, if it is to come soon. ValueError
         if it cannot be answered, which changes nothing."""
-        settings = read(values)
+        settings = read(held)
         place = self._service.queue.enter(session, visitor)
-        place.asked = Asked(messages, values, self._recordings.promise())
+        place.asked = Asked(messages, held, self._recordings.promise())
         if place.num_before >= MAX_TOGETHER:
             first = f"{MAX_TOGETHER} answers are written at a time, and {place.num_before} came first."
             return place.ticket, notice("waiting", f"{first} Yours comes after.")
@@ -92,7 +92,7 @@ class Answering:
     def _stream(self, session: str, ticket: int, asked: Asked, answered: dict, markdown: bool) -> Iterator[tuple]:
         """(chat, panels' notice, id, prompt, kept): the notice at first, at the end and where its sentence changes, the
         recording's id once, at the end. The panels ask for steps as they are made (`routes.py`)."""
-        service, settings, messages = self._service, read(asked.values), asked.messages
+        service, settings, messages = self._service, read(asked.held), asked.messages
         kept = service.fit(messages, settings)
         num_dropped = len(messages) - len(kept)
         remark = f"The oldest {num_dropped} messages no longer fit the context and are not read." if num_dropped else ""
@@ -121,16 +121,16 @@ class Answering:
             # A page that loses its connection begins anew with what its browser has kept.
             is_due = is_done or now - kept_at > KEEP_S
             kept_at = now if is_due else kept_at
-            kept_now = kept_history([*messages, answered], asked.values) if is_due else gr.skip()
+            kept_now = kept_history([*messages, answered], asked.held) if is_due else gr.skip()
             yield chat, frame, recording.id if is_done else gr.skip(), gr.skip(), kept_now
         if not recording.steps:
             yield NEVER_BEGUN
 
 
-def kept_history(messages: History, values: tuple) -> Any:
+def kept_history(messages: History, held: str) -> Any:
     """What the browser is to keep of a conversation; nothing new where the settings are none."""
     with contextlib.suppress(ValueError):
-        return {"messages": messages, "settings": read(values).to_json()}
+        return {"messages": messages, "settings": read(held).to_json()}
     return gr.skip()
 
 

@@ -95,17 +95,16 @@ class Chat:
         asked = QUIET | {"concurrency_limit": None}
         outputs = [self.prompt, self.chat, self.live, self.ticket, self.keeper]
         asking = [self.prompt.submit, self.send.click]
-        gr.on(asking, self._ask, [self.prompt, self.markdown, self.chat, *controls.all], outputs, **asked)
-        self.chat.retry(self._retry, [self.markdown, self.chat, *controls.all], outputs, **asked)
-        self.chat.edit(self._edit, [self.markdown, self.chat, *controls.all], outputs, **asked)
-        self.chat.undo(self._undo, [self.markdown, self.chat, *controls.all], outputs, **asked)
+        gr.on(asking, self._ask, [self.prompt, self.markdown, self.chat, controls.held], outputs, **asked)
+        self.chat.retry(self._retry, [self.markdown, self.chat, controls.held], outputs, **asked)
+        self.chat.edit(self._edit, [self.markdown, self.chat, controls.held], outputs, **asked)
+        self.chat.undo(self._undo, [self.markdown, self.chat, controls.held], outputs, **asked)
         # Only who was given a ticket waits for the engine.
         answer_outputs = [self.chat, self.live, self.closer.finished, self.prompt, self.keeper]
         self.ticket.change(self.answering.answer, [self.ticket, self.markdown], answer_outputs, **engine_turn)
-        changes = [widget.change for widget in controls.live]
         # Of moves that come while one is on its way, the last one counts.
         moves = AT_ONCE | {"trigger_mode": "always_last"}
-        gr.on(changes, self._move, controls.all, self.preset, preprocess=False, **moves)
+        controls.held.change(self._move, controls.held, self.preset, **moves)
         controls["lossless"].change(
             lambda on: gr.Slider(interactive=not on), controls["lossless"], controls["budget"], **AT_ONCE
         )
@@ -128,18 +127,18 @@ class Chat:
 
     # What a visitor does: each gives (prompt, chat, live, ticket, kept history).
 
-    def _ask(self, request: gr.Request, text: str, markdown: bool, history: History, *values: Any) -> tuple:
+    def _ask(self, request: gr.Request, text: str, markdown: bool, history: History, held: str) -> tuple:
         if not text.strip():
             return self._refused(request, ValueError("Write something first: the message is empty."))
-        return self._enter(request, [*plain(history), {"role": "user", "content": text}], markdown, values)
+        return self._enter(request, [*plain(history), {"role": "user", "content": text}], markdown, held)
 
-    def _retry(self, request: gr.Request, markdown: bool, history: History, *values: Any) -> tuple:
+    def _retry(self, request: gr.Request, markdown: bool, history: History, held: str) -> tuple:
         messages = plain(history)
         while messages and messages[-1]["role"] == "assistant":
             messages.pop()
-        return self._enter(request, messages, markdown, values)
+        return self._enter(request, messages, markdown, held)
 
-    def _edit(self, edited: gr.EditData, request: gr.Request, markdown: bool, history: History, *values: Any) -> tuple:
+    def _edit(self, edited: gr.EditData, request: gr.Request, markdown: bool, history: History, held: str) -> tuple:
         """What came after the message that was changed answered another one."""
         place = edited.index if isinstance(edited.index, int) else edited.index[0]
         before = plain(history)[:place]
@@ -150,9 +149,9 @@ class Chat:
             refused = self._refused(request, error)
             kept = [*shown_again, *plain(history)[place + 1 :]]
             return (refused[0], shown(kept, markdown), *refused[2:])
-        return self._enter(request, [*before, {"role": "user", "content": text}], markdown, values)
+        return self._enter(request, [*before, {"role": "user", "content": text}], markdown, held)
 
-    def _undo(self, request: gr.Request, markdown: bool, history: History, *values: Any) -> tuple:
+    def _undo(self, request: gr.Request, markdown: bool, history: History, held: str) -> tuple:
         """Takes the last question back into the field where it can be changed, and its answer away."""
         messages = plain(history)
         while messages and messages[-1]["role"] == "assistant":
@@ -161,13 +160,13 @@ class Chat:
         self.service.queue.leave(request.session_hash or "")
         if not messages:
             return text, [], self.recorded, gr.skip(), FORGOTTEN
-        return text, shown(messages, markdown), gr.skip(), gr.skip(), kept_history(messages, values)
+        return text, shown(messages, markdown), gr.skip(), gr.skip(), kept_history(messages, held)
 
-    def _enter(self, request: gr.Request, messages: History, markdown: bool, values: tuple) -> tuple:
+    def _enter(self, request: gr.Request, messages: History, markdown: bool, held: str) -> tuple:
         try:
             session, visitor = request.session_hash or "", self.service.limits.visitor(request)
-            ticket, frame = self.answering.join(session, visitor, messages, values)
-            return "", shown(messages, markdown), frame, ticket, kept_history(messages, values)
+            ticket, frame = self.answering.join(session, visitor, messages, held)
+            return "", shown(messages, markdown), frame, ticket, kept_history(messages, held)
         except ValueError as error:
             return self._refused(request, error)
 
@@ -179,10 +178,10 @@ class Chat:
 
     # What acts at once.
 
-    def _move(self, request: gr.Request, *values: Any) -> Any:
+    def _move(self, request: gr.Request, held: str) -> Any:
         # A number is sent while it is typed: what is not a setting yet is passed over, and named when it is asked with.
         with contextlib.suppress(ValueError, TypeError):
-            settings = read(values)
+            settings = read(held)
             self.service.update(request.session_hash or "", settings)
             return preset_of(settings, self.service.info) if self.service.is_loaded else gr.skip()
         return gr.skip()

@@ -87,22 +87,22 @@ class Compare:
     def wire(self, page: gr.Blocks, tabs: gr.Tabs, replayed: tuple[gr.HTML, gr.Dropdown]) -> None:
         """Connects what is done to what happens. A link opens this tab of `tabs`; `replayed` is of `replay.build`."""
         self.start.click(
-            self._compare, [*self.form, *self.chat.controls.all], self.race, concurrency_limit=None, **QUIET
+            self._compare, [self.chat.controls.held, *self.form], self.race, concurrency_limit=None, **QUIET
         )
         self.stop.click(self._halt, None, None, **AT_ONCE)
         self.race.replay(self._replay, None, [tabs, *replayed], **AT_ONCE)
         page.load(self._open_link, None, [tabs, self.race, *self.form], concurrency_limit=None, **QUIET)
         page.unload(self._halt)
 
-    def _compare(self, request: gr.Request, *values: Any) -> Iterator[dict[str, Any]]:
+    def _compare(self, request: gr.Request, held: str, *form: Any) -> Iterator[dict[str, Any]]:
         """Frames of the race, until the last has run."""
-        session, form, chat_values = request.session_hash or "", values[: len(self.form)], values[len(self.form) :]
+        session = request.session_hash or ""
         try:
             if session in self._running:
                 raise ValueError("Your comparison is still running: stop it, or wait for its end.")
             yield notice("running", CHECKING)
             visitor = self.service.limits.visitor(request)
-            running = Running(self.service, session, self._contest(form, chat_values), visitor)
+            running = Running(self.service, session, self._contest(form, held), visitor)
             running.check()
         except ValueError as error:
             yield notice("error", str(error))
@@ -134,7 +134,7 @@ class Compare:
             status, message = "error", f"The comparison failed ({type(error).__name__}). What is finished is shown."
         yield notice(status, message) | running.frame(self.recordings)
 
-    def _contest(self, form: Sequence[Any], chat_values: Sequence[Any]) -> Contest:
+    def _contest(self, form: Sequence[Any], held: str) -> Contest:
         """What the form asks for. ValueError names what is not allowed, and whose it is."""
         prompt, num_runs, length, *slots = form
         kinds, owns = slots[:MAX_CONTESTANTS], slots[MAX_CONTESTANTS:]
@@ -146,7 +146,7 @@ class Compare:
                 continue
             try:
                 slot = Slot(kind, own or "")
-                contestants.append(slot.settings(int(length), self.service.info, lambda: read(chat_values)))
+                contestants.append(slot.settings(int(length), self.service.info, lambda: read(held)))
             except ValueError as error:
                 raise ValueError(f"{letter}: {error}") from error
         return Contest(prompt or "", tuple(contestants), int(num_runs))

@@ -64,7 +64,7 @@ class Sweep:
         asked = self.start.click(self._ask, None, self.line, **AT_ONCE)
         asked.then(
             self._run,
-            [self.budgets, self.num_prompts, self.length, *self.controls.all],
+            [self.budgets, self.num_prompts, self.length, self.controls.held],
             [self.line, self.table, self.plot],
             concurrency_limit=1,  # of the answers that are written together, sweeps write one
             concurrency_id="sweep",
@@ -101,7 +101,7 @@ class Sweep:
             stopped.set()
 
     def _run(
-        self, request: gr.Request, budgets: list[str], num_prompts: float, length: float, *values: Any
+        self, request: gr.Request, budgets: list[str], num_prompts: float, length: float, held: str
     ) -> Iterator[tuple]:
         """(what is said, table, figure) for each answer; the figure once, at the end."""
         session = request.session_hash or ""
@@ -109,7 +109,7 @@ class Sweep:
         trials: list[Trial] = []
         total, end = 0, "Stopped."
         try:
-            settings = to_try(read(values), [int(budget) for budget in budgets], int(length))
+            settings = to_try(read(held), [int(budget) for budget in budgets], int(length))
             for one in settings.values():
                 self.service.check(one)
             prompts = spread_prompts(int(num_prompts))

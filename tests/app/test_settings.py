@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 
+import gradio as gr
 import pytest
 
-from app.controls import NAMES, preset_of, read, values_of
+from app.controls import NAMES, Controls, hold, preset_of, read, values_of
 from app.settings import PRESETS, Settings, presets
 from moespec import EMBEDDED_TARGET, BudgetConfig, Engine, TreeConfig
 
@@ -59,15 +60,16 @@ def test_controls_show_settings_and_give_them_back():
     for settings in (Settings(), Settings(budget=None), Settings(method="top-s:s=2"), Settings(seed=2**40, top_p=0.5)):
         values = values_of(settings)
         assert len(values) == len(NAMES) == len(fields(Settings)) + 1
-        assert read([float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in values]) == settings
+        numbers = [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in values]
+        assert read(hold(numbers)) == settings
 
 
 def test_an_emptied_field_is_named():
     values = dict(zip(NAMES, values_of(Settings()), strict=True))
     with pytest.raises(ValueError, match="how many experts"):
-        read([*(values | {"budget": None}).values()])
+        read(hold([*(values | {"budget": None}).values()]))
     with pytest.raises(ValueError, match="The field max new tokens is empty"):
-        read([*(values | {"max_new_tokens": None}).values()])
+        read(hold([*(values | {"max_new_tokens": None}).values()]))
 
 
 def test_presets_are_known_by_what_they_ask_for():
@@ -81,3 +83,10 @@ def test_presets_are_known_by_what_they_ask_for():
     assert found["Lossless"].is_lossless and found["Adaptive"].is_lossless
     assert found["Tight"].budget == info.top_k
     assert all(8 <= (settings.budget or 8) <= 128 for settings in presets(8, 128).values())
+
+
+def test_controls_hold_the_usual_settings_until_they_are_moved():
+    with gr.Blocks():
+        controls = Controls()
+    assert read(controls.held.value) == Settings()
+    assert json.loads(controls.held.value) == [widget.value for widget in controls.all]
