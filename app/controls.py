@@ -52,7 +52,7 @@ class Controls:
             reset.click(_defaults(names), None, outputs, **AT_ONCE)
         self.all = [self.widgets[name] for name in NAMES]
         self.live = [self.widgets[name] for name in LIVE]
-        self.held = gr.Textbox(hold([widget.value for widget in self.all]), visible=False)
+        self.held = gr.Textbox(json.dumps([widget.value for widget in self.all]), visible=False)
         changes = [widget.change for widget in self.all]
         gr.on(changes, None, self.all, self.held, js="(...values) => JSON.stringify(values)", **AT_ONCE)
 
@@ -60,13 +60,8 @@ class Controls:
         return self.widgets[name]
 
 
-def hold(values: Sequence[Any]) -> str:
-    """What `Controls.held` holds of the values of all widgets."""
-    return json.dumps(values)
-
-
 def read(held: str) -> Settings:
-    """What `Controls.held` holds. ValueError names what is not allowed."""
+    """What `Controls.held` holds: the values of all, as JSON. ValueError names what is not allowed."""
     named = dict(zip(NAMES, json.loads(held), strict=True))
     is_lossless = named.pop(LOSSLESS)
     if is_lossless:

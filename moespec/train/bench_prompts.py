@@ -17,6 +17,7 @@ from moespec.quality.tasks import FAMILIES, generate_task
 from moespec.train.data import read_documents
 
 MAX_PROMPT_TOKENS = 200
+MOST_DRAWS = 20  # for each task: some families have few
 # About training's shares, 64 in all; of tasks, as many of each family as 26 allow.
 NUM_BY_GROUP = {"tasks": 26, "dialogue": 17, "facts": 10, "prose": 8, "code": 3}
 
@@ -32,11 +33,15 @@ def held_out_prompts(documents: list[dict], tokenizer: Any, seed: int, num_by_gr
     """The prompts in a fixed order: tasks, then group by group. ValueError if a group has too few documents."""
     rng = random.Random(seed)
     asked: list[list[dict]] = []
-    while len(asked) < num_by_group["tasks"]:
+    for _ in range(MOST_DRAWS * num_by_group["tasks"]):
+        if len(asked) == num_by_group["tasks"]:
+            break
         task = generate_task(rng, FAMILIES[len(asked) % len(FAMILIES)], held_out=True)
         if task.messages[:1] not in asked:
             yield {"id": f"tasks-{len(asked):02}", "source": f"task: {task.family}", "messages": task.messages[:1]}
             asked.append(task.messages[:1])
+    if len(asked) < num_by_group["tasks"]:
+        raise ValueError(f"the tasks give {len(asked)} different prompts instead of {num_by_group['tasks']}.")
     for group, wanted in num_by_group.items():
         if group == "tasks":
             continue

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.controls import LIVE, NAMES, hold, read, values_of
+from app.controls import LIVE, NAMES, read, values_of
 from app.frontier import (
     RECORD,
     REPORTED,
@@ -155,7 +155,7 @@ def test_loading_moves_what_is_loaded_and_guessed_and_nothing_else():
     assert "B = 20, truncation" in said["message"]
     writing = Settings(budget=None, temperature=0.3, seed=9)
     named = dict(zip(NAMES, values_of(writing), strict=True)) | dict(zip(LIVE, values, strict=True))
-    after = read(hold([named[name] for name in NAMES]))
+    after = read(json.dumps([named[name] for name in NAMES]))
     assert (after.budget, after.policy, after.total_tokens) == (20, "truncation", 12)
     assert (after.temperature, after.seed) == (0.3, 9)
     said, *values = load(served(), settings_of(f"eagle3@{TREE}").changed())

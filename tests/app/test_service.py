@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 import time
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.controls import hold, values_of
+from app.controls import values_of
 from app.live import notice
 from app.places import Series
 from app.recordings import Recordings
@@ -148,7 +149,7 @@ def test_a_failing_step_is_told_to_those_it_was_for_and_the_next_are_served(serv
 
 def test_who_comes_when_enough_are_written_is_told_to_wait(service):
     names, recordings = [f"visitor {n}" for n in range(MAX_TOGETHER + 1)], Recordings()
-    answering, held = Answering(service, recordings, {}), hold(values_of(Settings()))
+    answering, held = Answering(service, recordings, {}), json.dumps(values_of(Settings()))
     told = [answering.join(name, "", [], held)[1] for name in names]
     assert [one["message"] for one in told[:-1]] == ["Reading the prompt…"] * MAX_TOGETHER
     assert all(recordings.is_promised(one["run"]) for one in told[:-1])

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from app.controls import Controls, hold, values_of
+from app.controls import Controls, values_of
 from app.service import Service
 from app.settings import Settings
 from app.sweep import (
@@ -154,7 +154,7 @@ def visitor(name: str) -> Any:
 
 def begin(sweep: Sweep, name: str, budgets: list[str], num_prompts: int = 2, settings: Settings = DEFAULT) -> Any:
     sweep._ask(visitor(name))
-    return sweep._run(visitor(name), budgets, num_prompts, 24, hold(values_of(settings)))
+    return sweep._run(visitor(name), budgets, num_prompts, 24, json.dumps(values_of(settings)))
 
 
 def test_a_sweep_measures_what_the_engine_writes_alone(sweep, service):
