@@ -53,31 +53,22 @@ def column(values_TK, slots, k):
 
 @triton.jit
 def write_lists(
-    ids_TK,
-    lives_TK,
+    slots_ET,
     experts_ptr,
     starts_ptr,
     pairs_ptr,
     NUM_LISTS: tl.constexpr,
     K: tl.constexpr,
-    BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """Lists of the pairs that live, at most one of a row for each expert. ids, lives: int32 [BLOCK_T, BLOCK_K]."""
-    rows_T, experts_E, slots_K = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
-    used_TE = tl.zeros((BLOCK_T, BLOCK_E), tl.int32)
-    for k in range(K):
-        is_used_TE = experts_E[None, :] == column(ids_TK, slots_K, k)[:, None]
-        used_TE += tl.where(is_used_TE, column(lives_TK, slots_K, k)[:, None], 0)
-    count_E = tl.sum(used_TE, axis=0)
+    """Lists of the pairs that live: int32 [BLOCK_E, BLOCK_T], the slot of each, counted from 1, and 0 where there is none."""
+    rows_T, experts_E = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_E)
+    lives_ET = (slots_ET > 0).to(tl.int32)
+    count_E = tl.sum(lives_ET, axis=1)
     start_E = tl.cumsum(count_E, axis=0) - count_E
-    # One behind the place of the pair of this row and expert: pairs of the rows above come first.
-    end_TE = start_E[None, :] + tl.cumsum(used_TE, axis=0)
-    for k in range(K):
-        is_used_TE = experts_E[None, :] == column(ids_TK, slots_K, k)[:, None]
-        end_T = tl.sum(tl.where(is_used_TE, end_TE, 0), axis=1)
-        tl.store(pairs_ptr + end_T - 1, rows_T * K + k, mask=column(lives_TK, slots_K, k) != 0)
+    place_ET = start_E[:, None] + tl.cumsum(lives_ET, axis=1) - 1
+    tl.store(pairs_ptr + place_ET, rows_T[None, :] * K + slots_ET - 1, mask=slots_ET > 0)
     is_active_E = (count_E > 0).to(tl.int32)
     list_E = tl.cumsum(is_active_E, axis=0) - is_active_E
     num_active = tl.sum(is_active_E, axis=0)
@@ -114,8 +105,12 @@ def group_kernel(
         weights_TK = tl.where(is_same_TK, tl.where(slots_K[None, :] == k, total_T[:, None], 0.0), weights_TK)
     weights_TK = weights_TK.to(merged_ptr.dtype.element_ty)
     tl.store(merged_ptr + at_TK, weights_TK, mask=inside_TK)
-    lives_TK = (weights_TK != 0).to(tl.int32)
-    write_lists(ids_TK, lives_TK, experts_ptr, starts_ptr, pairs_ptr, NUM_LISTS, K, BLOCK_K, BLOCK_T, BLOCK_E)
+    experts_E, slots_ET = tl.arange(0, BLOCK_E), tl.zeros((BLOCK_E, BLOCK_T), tl.int32)
+    for k in range(K):
+        lives_T = column((weights_TK != 0).to(tl.int32), slots_K, k) != 0
+        is_named_ET = experts_E[:, None] == column(ids_TK, slots_K, k)[None, :]
+        slots_ET = tl.where(is_named_ET & lives_T[None, :], k + 1, slots_ET)
+    write_lists(slots_ET, experts_ptr, starts_ptr, pairs_ptr, NUM_LISTS, K, BLOCK_T, BLOCK_E)
 
 
 def group(ids_TK: Tensor, weights_TK: Tensor, num_experts: int) -> ExpertLists:
@@ -123,7 +118,7 @@ def group(ids_TK: Tensor, weights_TK: Tensor, num_experts: int) -> ExpertLists:
     check_rows(ids_TK, weights_TK, num_experts)
     num_rows, top_k = ids_TK.shape
     lists = ExpertLists.empty(torch.empty_like(weights_TK, memory_format=torch.contiguous_format), num_experts)
-    blocks = block_sizes(num_rows, num_experts, top_k)
+    blocks = block_sizes(num_rows, num_experts)
     group_kernel[(1,)](
         ids_TK.contiguous(),
         weights_TK.contiguous(),
@@ -134,15 +129,16 @@ def group(ids_TK: Tensor, weights_TK: Tensor, num_experts: int) -> ExpertLists:
         num_rows,
         NUM_LISTS=len(lists.experts_A),
         K=top_k,
+        BLOCK_K=triton.next_power_of_2(top_k),
         **blocks,
         num_warps=num_warps(blocks),
     )
     return lists
 
 
-def block_sizes(num_rows: int, num_experts: int, top_k: int) -> dict[str, int]:
-    """Powers of two that hold the rows, experts and slots."""
-    sizes = {"BLOCK_T": num_rows, "BLOCK_E": num_experts, "BLOCK_K": top_k}
+def block_sizes(num_rows: int, num_experts: int) -> dict[str, int]:
+    """Powers of two that hold the rows and experts."""
+    sizes = {"BLOCK_T": num_rows, "BLOCK_E": num_experts}
     return {name: triton.next_power_of_2(size) for name, size in sizes.items()}
 
 

@@ -6,16 +6,18 @@
 | row_weights     | [T]    | fp32; w_t of the score                                                      |
 | settings        | [5]    | int32: valid rows, budget, truncates?, natural score?, protect root?        |
 | coverage        | [1]    | fp32; above 0: the fewest experts with this share of the score, not a budget |
-| natural_ids     | [T, K] | written: the router's own choice, best first; natural_weights its weights   |
-| ids, weights    | [T, K] | written: the plan; weight 0 is dropped                                      |
+| arrived         | [1]    | int32, 0 before and after: how many programs have written their row          |
+| ids, weights    | [2, T, K] | written: the router's own choice, best first; then the plan, where a weight of 0 is dropped |
 | kept            | [E]    | written, bool: the shortlist                                                |
 | score           | [E]    | written, fp32: router probability summed over valid rows, unweighted        |
 | ranked          | [E]    | scratch, fp32: what the shortlist is ranked by                              |
+| slots           | [E, T] | scratch, int16: where each row's plan names an expert, from 1; 0: nowhere    |
 | experts, starts, pairs |  | written: see `lists.py`                                                     |
 
-Grid (1,): one program holds [T, E], at most 64 by 256, in registers. Everything that a slider moves is read from device
-memory, so that a captured graph follows it. Rows behind the valid ones are padding: they score nothing, route nowhere.
-Equations and names are those of `moespec/budget.py`.
+Grid (T,): every program scores all rows and finds the same shortlist, which is quicker than to wait for one that does,
+and plans its own row; the last to be done makes the lists. All rows' logits, at most 64 by 256, lie in registers.
+Everything that a slider moves is read from device memory, so that a captured graph follows it. Rows behind the valid
+ones are padding: they score nothing, route nowhere. Equations and names are those of `moespec/budget.py`.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_device, check_float, check_sizes
-from kernels.lists import ExpertLists, block_sizes, column, num_warps, write_lists
+from kernels.lists import ExpertLists, block_sizes, num_warps, write_lists
 
-_CHUNK = 16  # experts compared at a time with all others: 32 spilled registers
+_CHUNK = 16  # experts compared at a time with all others
 
 
 class Rule(IntEnum):
@@ -44,10 +46,14 @@ class Rule(IntEnum):
 
 @dataclass(frozen=True)
 class Settings:
-    """What may change between two launches, on the device. See the table above; a budget of E or more is none."""
+    """What may change between two launches, on the device. See the table above; a budget of E or more is none.
+
+    Launches with the same settings come one after the other: they count their programs in `arrived_1`.
+    """
 
     numbers_5: Tensor
     coverage_1: Tensor
+    arrived_1: Tensor
 
     @classmethod
     def on(
@@ -71,7 +77,8 @@ class Settings:
             raise ValueError(f"coverage={coverage} is not allowed: use 0, which is none, to 1.")
         numbers = [num_rows, budget, int(truncates), int(natural), int(protect_root)]
         numbers_5 = torch.tensor(numbers, dtype=torch.int32, device=device)
-        return cls(numbers_5, torch.tensor([coverage], dtype=torch.float32, device=device))
+        coverage_1 = torch.tensor([coverage], dtype=torch.float32, device=device)
+        return cls(numbers_5, coverage_1, torch.zeros(1, dtype=torch.int32, device=device))
 
 
 @dataclass(frozen=True)
@@ -91,44 +98,56 @@ class Selection:
 
 
 @triton.jit
-def _load(logits_ptr, num_valid, stride_t, E: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr):
-    """fp32 [BLOCK_T, BLOCK_E], -inf outside. Padding is not read: whatever lies there, NaN included, stays there."""
-    rows_T, experts_E = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_E)
-    is_inside_TE = (rows_T < num_valid)[:, None] & (experts_E < E)[None, :]
-    at_TE = rows_T[:, None] * stride_t + experts_E[None, :]
-    return tl.load(logits_ptr + at_TE, mask=is_inside_TE, other=float("-inf")).to(tl.float32)
+def _load(logits_ptr, rows_R, num_valid, stride_t, E: tl.constexpr, BLOCK_E: tl.constexpr):
+    """fp32 [R, BLOCK_E], -inf outside. Padding is not read: whatever lies there, NaN included, stays there."""
+    experts_E = tl.arange(0, BLOCK_E)
+    is_inside_RE = (rows_R < num_valid)[:, None] & (experts_E < E)[None, :]
+    at_RE = rows_R[:, None] * stride_t + experts_E[None, :]
+    return tl.load(logits_ptr + at_RE, mask=is_inside_RE, other=float("-inf")).to(tl.float32)
 
 
 @triton.jit
-def _best(values_TE, K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Each row's K largest values, best first, ties to the lower id: ids int32 and values [BLOCK_T, BLOCK_K]."""
-    experts_E, slots_K = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
-    ids_TK = tl.zeros((BLOCK_T, BLOCK_K), tl.int32)
-    best_TK = tl.zeros((BLOCK_T, BLOCK_K), tl.float32)
+def _slots(values_RE, K: tl.constexpr, BLOCK_E: tl.constexpr):
+    """int32 [R, BLOCK_E]: the place of each expert among its row's K largest values, ties to the lower id; K: none.
+
+    Compared as whole numbers of the same order, for which a warp has an instruction. A zero's sign says nothing.
+    """
+    experts_E = tl.arange(0, BLOCK_E)
+    bits_RE = tl.where(values_RE == 0, 0.0, values_RE).to(tl.int32, bitcast=True)
+    keys_RE = bits_RE ^ ((bits_RE >> 31) & 0x7FFFFFFF)
+    slots_RE = tl.zeros_like(keys_RE) + K
     for k in range(K):
-        best_T, id_T = tl.max(values_TE, axis=1, return_indices=True, return_indices_tie_break_left=True)
-        ids_TK = tl.where(slots_K[None, :] == k, id_T[:, None], ids_TK)
-        best_TK = tl.where(slots_K[None, :] == k, best_T[:, None], best_TK)
-        values_TE = tl.where(experts_E[None, :] == id_T[:, None], float("-inf"), values_TE)
-    return ids_TK, best_TK
+        best_R = tl.max(keys_RE, axis=1)
+        id_R = tl.min(tl.where(keys_RE == best_R[:, None], experts_E[None, :], BLOCK_E), axis=1)
+        is_best_RE = experts_E[None, :] == id_R[:, None]
+        slots_RE = tl.where(is_best_RE, k, slots_RE)
+        keys_RE = tl.where(is_best_RE, -0x80000000, keys_RE)  # below what -inf is
+    return slots_RE
 
 
 @triton.jit
-def _weigh(logits_TK, survives_TK, most_T, total_T, RULE: tl.constexpr):
-    """The family's weights of the chosen, fp32 [BLOCK_T, BLOCK_K], 0 where `survives` is False.
+def _weigh(logits_RE, survives_RE, most_R, total_R, RULE: tl.constexpr):
+    """The family's weights of the chosen, fp32 [R, BLOCK_E], 0 where `survives` is False.
 
     exp(logit - most) / total is the softmax over all experts.
     """
     if RULE == 2:
-        most_T = tl.max(tl.where(survives_TK, logits_TK, -1e30), axis=1)
-    values_TK = tl.where(survives_TK, tl.exp(logits_TK - most_T[:, None]), 0.0)
+        most_R = tl.max(tl.where(survives_RE, logits_RE, -1e30), axis=1)
+    values_RE = tl.where(survives_RE, tl.exp(logits_RE - most_R[:, None]), 0.0)
     if RULE == 2:
-        return values_TK / tl.maximum(tl.sum(values_TK, axis=1), 1e-30)[:, None]
-    values_TK = values_TK / total_T[:, None]
+        return values_RE / tl.maximum(tl.sum(values_RE, axis=1), 1e-30)[:, None]
+    values_RE = values_RE / total_R[:, None]
     if RULE == 1:
         # The clamp makes a row whose every expert was dropped an exact zero, not NaN.
-        values_TK = values_TK / tl.maximum(tl.sum(values_TK, axis=1), 1e-9)[:, None]
-    return values_TK
+        values_RE = values_RE / tl.maximum(tl.sum(values_RE, axis=1), 1e-9)[:, None]
+    return values_RE
+
+
+@triton.jit
+def _softmax_parts(logits_RE, is_valid_R):
+    """(most, total) [R] of the softmax over all experts. A padded row has no finite logit: no NaN comes of it."""
+    most_R = tl.where(is_valid_R, tl.max(logits_RE, axis=1), 0.0)
+    return most_R, tl.where(is_valid_R, tl.sum(tl.exp(logits_RE - most_R[:, None]), axis=1), 1.0)
 
 
 @triton.jit
@@ -141,17 +160,19 @@ def _shortlist(
     covers_E = tl.zeros((BLOCK_E,), tl.float32) + coverage > 0
     # In budget mode the root's own experts outrank all others; they count.
     ranked_E = tl.where(is_root_E & ~covers_E, float("inf"), ranked_E)
+    # All programs write the same numbers: each reads its own or others like them.
     tl.store(ranked_ptr + experts_E, ranked_E, mask=experts_E < E)
     tl.debug_barrier()
-    rank_E = tl.zeros((BLOCK_E,), tl.int32)
-    above_E = tl.zeros((BLOCK_E,), tl.float32)  # the score of all that outrank an expert
-    for start in range(0, BLOCK_E, CHUNK):
+    rank_CE = tl.zeros((CHUNK, BLOCK_E), tl.int32)
+    above_CE = tl.zeros((CHUNK, BLOCK_E), tl.float32)  # the score of those that outrank an expert
+    for start in tl.static_range(0, BLOCK_E, CHUNK):
         others = start + tl.arange(0, CHUNK)
-        other = tl.load(ranked_ptr + others, mask=others < E, other=-1.0)
-        is_higher = other[None, :] > ranked_E[:, None]
-        is_first = (other[None, :] == ranked_E[:, None]) & (others[None, :] < experts_E[:, None])
-        rank_E += tl.sum((is_higher | is_first).to(tl.int32), axis=1)
-        above_E += tl.sum(tl.where(is_higher | is_first, other[None, :], 0.0), axis=1)
+        other = tl.load(ranked_ptr + others, mask=others < E, other=-1.0)[:, None]
+        is_first = (other == ranked_E[None, :]) & (others[:, None] < experts_E[None, :])
+        outranks = (other > ranked_E[None, :]) | is_first
+        rank_CE += outranks.to(tl.int32)
+        above_CE += tl.where(outranks, other, 0.0)
+    rank_E, above_E = tl.sum(rank_CE, axis=0), tl.sum(above_CE, axis=0)
     total = tl.sum(tl.where(experts_E < E, ranked_E, 0.0), axis=0)
     is_covering_E = (above_E < coverage * total) | (rank_E < K) | is_root_E
     return tl.where(covers_E, is_covering_E, rank_E < tl.maximum(budget, K)) & (experts_E < E)
@@ -159,65 +180,65 @@ def _shortlist(
 
 @triton.jit
 def select_kernel(
-    logits_ptr, row_weights_ptr, settings_ptr, coverage_ptr, natural_ids_ptr, natural_weights_ptr, ids_ptr, weights_ptr,
-    kept_ptr, score_ptr, ranked_ptr, experts_ptr, starts_ptr, pairs_ptr, T, stride_t,
+    logits_ptr, row_weights_ptr, settings_ptr, coverage_ptr, arrived_ptr, ids_ptr, weights_ptr, kept_ptr, score_ptr,
+    ranked_ptr, slots_ptr, experts_ptr, starts_ptr, pairs_ptr, T, stride_t,
     E: tl.constexpr, K: tl.constexpr, RULE: tl.constexpr, NUM_LISTS: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, COPIES: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """See the head of this file."""
-    rows_T, experts_E, slots_K = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
+    row, rows_T, experts_E = tl.program_id(0), tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_E)
     num_valid, budget = tl.minimum(tl.load(settings_ptr), T), tl.load(settings_ptr + 1)
     truncates, is_natural, protects = tl.load(settings_ptr + 2), tl.load(settings_ptr + 3), tl.load(settings_ptr + 4)
     coverage = tl.load(coverage_ptr)
-    is_valid_T = rows_T < num_valid
-    logits_TE = _load(logits_ptr, num_valid, stride_t, E, BLOCK_T, BLOCK_E)
-    at_TK = rows_T[:, None] * K + slots_K[None, :]
-    is_inside_TK = (rows_T < T)[:, None] & (slots_K < K)[None, :]
-    chosen_TK = (slots_K < K)[None, :] & is_valid_T[:, None]
+    is_valid_T, is_expert_E = rows_T < num_valid, experts_E < E
 
-    # P, the softmax over all experts, and its sums over the rows. A padded row has no finite logit: no NaN comes of it.
-    most_T = tl.where(is_valid_T, tl.max(logits_TE, axis=1), 0.0)
+    # P, the softmax over all experts, and its sums over the rows.
+    logits_TE = _load(logits_ptr, rows_T, num_valid, stride_t, E, BLOCK_E)
+    most_T, total_T = _softmax_parts(logits_TE, is_valid_T)
     odds_TE = tl.exp(logits_TE - most_T[:, None])
-    total_T = tl.where(is_valid_T, tl.sum(odds_TE, axis=1), 1.0)
     row_weight_T = tl.load(row_weights_ptr + rows_T, mask=is_valid_T, other=0.0)
     score_E = tl.sum(odds_TE * tl.where(is_valid_T, 1.0 / total_T, 0.0)[:, None], axis=0)
     ranked_E = tl.sum(odds_TE * (row_weight_T / total_T)[:, None], axis=0)
-
-    ids_TK, best_TK = _best(logits_TE, K, BLOCK_T, BLOCK_E, BLOCK_K)
-    weights_TK = _weigh(best_TK, chosen_TK, most_T, total_T, RULE).to(weights_ptr.dtype.element_ty)
-    tl.store(natural_ids_ptr + at_TK, ids_TK, mask=is_inside_TK)
-    tl.store(natural_weights_ptr + at_TK, weights_TK, mask=is_inside_TK)
     if is_natural != 0:  # the score counts what would be used: each row's own top-k weights
-        ranked_E = tl.zeros((BLOCK_E,), tl.float32)
-        for k in range(K):
-            weight_T = column(weights_TK.to(tl.float32), slots_K, k) * row_weight_T
-            hit_TE = experts_E[None, :] == column(ids_TK, slots_K, k)[:, None]
-            ranked_E += tl.sum(tl.where(hit_TE, weight_T[:, None], 0.0), axis=0)
-    root_hits_E = tl.zeros((BLOCK_E,), tl.int32)
-    for k in range(K):
-        root_id = tl.sum(tl.where(rows_T == 0, column(ids_TK, slots_K, k), 0), axis=0)
-        root_hits_E += (experts_E == root_id).to(tl.int32)
-    kept_E = _shortlist(ranked_E, root_hits_E * protects > 0, ranked_ptr, budget, coverage, E, K, BLOCK_E, CHUNK)
+        chosen_TE = (_slots(logits_TE, K, BLOCK_E) < K) & is_valid_T[:, None]
+        shares_TE = _weigh(logits_TE, chosen_TE, most_T, total_T, RULE).to(weights_ptr.dtype.element_ty).to(tl.float32)
+        ranked_E = tl.sum(shares_TE * row_weight_T[:, None], axis=0)
 
-    # Truncation keeps the natural choice and drops what is not kept; substitution chooses again among the kept.
-    if (coverage > 0) | (budget < E):
-        survives_TK = chosen_TK
-        if truncates != 0:
-            for k in range(K):
-                hit_TE = experts_E[None, :] == column(ids_TK, slots_K, k)[:, None]
-                is_kept_T = tl.sum((hit_TE & kept_E[None, :]).to(tl.int32), axis=1) > 0
-                survives_TK = survives_TK & ((slots_K != k)[None, :] | is_kept_T[:, None])
-        else:
-            # Read again: kept in registers until here, the logits would push others out to memory.
-            logits_TE = _load(logits_ptr, num_valid, stride_t, E, BLOCK_T, BLOCK_E)
-            ids_TK, best_TK = _best(tl.where(kept_E[None, :], logits_TE, float("-inf")), K, BLOCK_T, BLOCK_E, BLOCK_K)
-        weights_TK = _weigh(best_TK, survives_TK, most_T, total_T, RULE).to(weights_ptr.dtype.element_ty)
-    tl.store(ids_ptr + at_TK, ids_TK, mask=is_inside_TK)
-    tl.store(weights_ptr + at_TK, weights_TK, mask=is_inside_TK)
-    tl.store(kept_ptr + experts_E, kept_E, mask=experts_E < E)
-    tl.store(score_ptr + experts_E, score_E, mask=experts_E < E)
-    lives_TK = ((weights_TK != 0) & chosen_TK).to(tl.int32)
-    write_lists(ids_TK, lives_TK, experts_ptr, starts_ptr, pairs_ptr, NUM_LISTS, K, BLOCK_K, BLOCK_T, BLOCK_E)
+    # Rows by themselves lie in as many copies as there are warps: none waits for another at each of K choices.
+    copies_C = tl.arange(0, COPIES)
+    root_hits_E = tl.zeros((BLOCK_E,), tl.int32)
+    if protects != 0:
+        root_CE = _load(logits_ptr, copies_C * 0, num_valid, stride_t, E, BLOCK_E)
+        root_hits_E = tl.max((_slots(root_CE, K, BLOCK_E) < K).to(tl.int32), axis=0)
+    kept_E = _shortlist(ranked_E, root_hits_E > 0, ranked_ptr, budget, coverage, E, K, BLOCK_E, CHUNK)
+
+    # Even copies choose as the router does, odd ones as planned: truncation keeps the natural choice and drops what is
+    # not kept; substitution chooses among the kept.
+    is_own_C = copies_C % 2 == 0
+    own_CE = _load(logits_ptr, copies_C * 0 + row, num_valid, stride_t, E, BLOCK_E)
+    is_valid_C = copies_C * 0 + row < num_valid
+    most_C, total_C = _softmax_parts(own_CE, is_valid_C)
+    is_free_CE = is_own_C[:, None] | kept_E[None, :]
+    slots_CE = _slots(tl.where(is_free_CE | (truncates != 0), own_CE, float("-inf")), K, BLOCK_E)
+    chosen_CE = slots_CE < K
+    lives_CE = chosen_CE & is_free_CE & is_valid_C[:, None]
+    weights_CE = _weigh(own_CE, lives_CE, most_C, total_C, RULE).to(weights_ptr.dtype.element_ty)
+    at_CE, is_written_CE = (copies_C * T + row)[:, None] * K + slots_CE, chosen_CE & (copies_C < 2)[:, None]
+    tl.store(ids_ptr + at_CE, tl.zeros_like(slots_CE) + experts_E[None, :], mask=is_written_CE)
+    tl.store(weights_ptr + at_CE, weights_CE, mask=is_written_CE)
+    named_CE = tl.where(lives_CE & (weights_CE != 0), slots_CE + 1, 0).to(tl.int16)
+    at_slots_CE = (experts_E * T + row)[None, :] + copies_C[:, None] * 0
+    tl.store(slots_ptr + at_slots_CE, named_CE, mask=is_expert_E[None, :] & (copies_C == 1)[:, None])
+    tl.store(kept_ptr + experts_E, kept_E, mask=is_expert_E & (row == 0))
+    tl.store(score_ptr + experts_E, score_E, mask=is_expert_E & (row == 0))
+
+    tl.debug_barrier()  # this program's row is written by all of its threads
+    if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == T - 1:
+        tl.store(arrived_ptr, 0)
+        is_inside_ET = is_expert_E[:, None] & (rows_T < T)[None, :]
+        at_ET = experts_E[:, None] * T + rows_T[None, :]
+        slots_ET = tl.load(slots_ptr + at_ET, mask=is_inside_ET, other=0, cache_modifier=".cg").to(tl.int32)
+        write_lists(slots_ET, experts_ptr, starts_ptr, pairs_ptr, NUM_LISTS, K, BLOCK_T, BLOCK_E)
 
 
 def select(
@@ -229,23 +250,27 @@ def select(
     """
     _check(logits_TE, row_weights_T, settings, top_k, dtype)
     (num_rows, num_experts), device = logits_TE.shape, logits_TE.device
-    natural_ids_TK, ids_TK = (torch.empty(num_rows, top_k, dtype=torch.int64, device=device) for _ in range(2))
-    natural_weights_TK, weights_TK = (torch.empty(num_rows, top_k, dtype=dtype, device=device) for _ in range(2))
+    ids_2TK = torch.empty(2, num_rows, top_k, dtype=torch.int64, device=device)
+    weights_2TK = torch.empty(2, num_rows, top_k, dtype=dtype, device=device)
+    (natural_ids_TK, ids_TK), (natural_weights_TK, weights_TK) = ids_2TK.unbind(), weights_2TK.unbind()
     score_E, ranked_E = (torch.empty(num_experts, dtype=torch.float32, device=device) for _ in range(2))
     kept_E = torch.empty(num_experts, dtype=torch.bool, device=device)
+    slots_ET = torch.empty(num_experts, num_rows, dtype=torch.int16, device=device)
     lists = ExpertLists.empty(weights_TK, num_experts)
-    blocks = block_sizes(num_rows, num_experts, top_k)
-    select_kernel[(1,)](
-        *(logits_TE, row_weights_T.contiguous(), settings.numbers_5, settings.coverage_1),
-        *(natural_ids_TK, natural_weights_TK, ids_TK, weights_TK, kept_E, score_E, ranked_E),
+    blocks = block_sizes(num_rows, num_experts)
+    warps = num_warps(blocks)
+    select_kernel[(num_rows,)](
+        *(logits_TE, row_weights_T.contiguous(), settings.numbers_5, settings.coverage_1, settings.arrived_1),
+        *(ids_2TK, weights_2TK, kept_E, score_E, ranked_E, slots_ET),
         *(lists.experts_A, lists.starts_A, lists.pairs_P, num_rows, logits_TE.stride(0)),
         E=num_experts,
         K=top_k,
         RULE=int(rule),
         NUM_LISTS=len(lists.experts_A),
+        COPIES=max(2, warps),
         CHUNK=min(_CHUNK, blocks["BLOCK_E"]),
         **blocks,
-        num_warps=num_warps(blocks),
+        num_warps=warps,
     )
     return Selection(natural_ids_TK, natural_weights_TK, ids_TK, kept_E, score_E, lists)
 
@@ -260,4 +285,5 @@ def _check(logits_TE: Tensor, row_weights_T: Tensor, settings: Settings, top_k: 
     if row_weights_T.shape != logits_TE.shape[:1] or row_weights_T.dtype != torch.float32:
         found = f"{tuple(row_weights_T.shape)} of {row_weights_T.dtype}"
         raise ValueError(f"row weights {found} are not [{len(logits_TE)}] of float32.")
-    check_device(logits=logits_TE, row_weights=row_weights_T, settings=settings.numbers_5, coverage=settings.coverage_1)
+    on_device = {"settings": settings.numbers_5, "coverage": settings.coverage_1, "arrived": settings.arrived_1}
+    check_device(logits=logits_TE, row_weights=row_weights_T, **on_device)

@@ -154,7 +154,7 @@ class StaticStep:
         budget_1 = torch.where(is_alone, self._target.num_experts, numbers[_BUDGET : _BUDGET + 1])
         coverage_1 = torch.where(is_alone, 0.0, numbers[_COVERAGE : _COVERAGE + 1]).float()
         numbers_5 = torch.cat([tree.num_valid[None].double(), budget_1, numbers[_FLAGS : _FLAGS + 3]])
-        return Settings(numbers_5.int(), coverage_1)
+        return Settings(numbers_5.int(), coverage_1, torch.zeros_like(numbers_5[:1], dtype=torch.int32))
 
     def _row_weights(self) -> Tensor:
         """`budget.row_weights` of the policy, fp32 [T]; ones where it weights all rows alike."""

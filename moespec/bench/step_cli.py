@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=6, metavar="N", help="how often each arm has its turn")
     parser.add_argument("--steps", type=int, default=8, metavar="N", help="steps of a turn")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--seconds-limit", type=float, metavar="S", help="begin no model or routing after this time")
+    parser.add_argument("--seconds-limit", type=float, metavar="S", help="begin no model after this time")
     parser.add_argument("--json", action="store_true", help="the record as the last line, instead of tables")
 
 
