@@ -62,7 +62,7 @@ def write_lists(
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """Lists of the pairs that live: int32 [BLOCK_E, BLOCK_T], the slot of each, counted from 1, and 0 where there is none."""
+    """Lists of the pairs that live. slots: int32 [BLOCK_E, BLOCK_T], counted from 1; 0 where a row has no such pair."""
     rows_T, experts_E = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_E)
     lives_ET = (slots_ET > 0).to(tl.int32)
     count_E = tl.sum(lives_ET, axis=1)

@@ -1,18 +1,18 @@
 """The method in one launch: from router logits to shortlist, plan and lists, with the budget on the device.
 
-| array           | shape  | role                                                                        |
-|-----------------|--------|-----------------------------------------------------------------------------|
-| logits          | [T, E] | the router's                                                                |
-| row_weights     | [T]    | fp32; w_t of the score                                                      |
-| settings        | [5]    | int32: valid rows, budget, truncates?, natural score?, protect root?        |
-| coverage        | [1]    | fp32; above 0: the fewest experts with this share of the score, not a budget |
-| arrived         | [1]    | int32, 0 before and after: how many programs have written their row          |
-| ids, weights    | [2, T, K] | written: the router's own choice, best first; then the plan, where a weight of 0 is dropped |
-| kept            | [E]    | written, bool: the shortlist                                                |
-| score           | [E]    | written, fp32: router probability summed over valid rows, unweighted        |
-| ranked          | [E]    | scratch, fp32: what the shortlist is ranked by                              |
-| slots           | [E, T] | scratch, int16: where each row's plan names an expert, from 1; 0: nowhere    |
-| experts, starts, pairs |  | written: see `lists.py`                                                     |
+| array           | shape     | role                                                                         |
+|-----------------|-----------|------------------------------------------------------------------------------|
+| logits          | [T, E]    | the router's                                                                 |
+| row_weights     | [T]       | fp32; w_t of the score                                                       |
+| settings        | [5]       | int32: valid rows, budget, truncates?, natural score?, protect root?         |
+| coverage        | [1]       | fp32; above 0: the fewest experts with this share of the score, not a budget |
+| arrived         | [1]       | int32, 0 before and after: how many programs have written their row          |
+| ids, weights    | [2, T, K] | written: the router's own choice, best first, and the plan; 0 is dropped     |
+| kept            | [E]       | written, bool: the shortlist                                                 |
+| score           | [E]       | written, fp32: router probability summed over valid rows, unweighted         |
+| ranked          | [E]       | scratch, fp32: what the shortlist is ranked by                               |
+| slots           | [E, T]    | scratch, int16: where each row's plan names an expert, from 1; 0: nowhere    |
+| experts, starts, pairs |    | written: see `lists.py`                                                      |
 
 Grid (T,): every program scores all rows and finds the same shortlist, which is quicker than to wait for one that does,
 and plans its own row; the last to be done makes the lists. All rows' logits, at most 64 by 256, lie in registers.

@@ -61,13 +61,19 @@ def _fastest(rivals: Sequence[ArmMeasurements], chosen: Sequence[int], rounds: S
 
 
 def _middle(pairs: Sequence[tuple[Timed, Timed]]) -> tuple[Timed, Timed]:
-    """Of a prompt's rounds, ours and theirs, the one whose ratio is the middle one."""
+    """Of a prompt's rounds, ours and theirs, the one whose ratio is the middle one; of two, both together."""
 
     def ratio(pair: tuple[Timed, Timed]) -> float:
         ours, theirs = (max(1, one.num_tokens) / one.seconds for one in pair)
         return ours / theirs
 
-    return sorted(pairs, key=ratio)[(len(pairs) - 1) // 2]
+    middle = sorted(pairs, key=ratio)[(len(pairs) - 1) // 2 : len(pairs) // 2 + 1]
+    ours, theirs = zip(*middle, strict=True)
+    return _together(ours), _together(theirs)
+
+
+def _together(answers: Sequence[Timed]) -> Timed:
+    return Timed(sum(one.num_tokens for one in answers), sum(one.seconds for one in answers))
 
 
 def _might_choose(governed: Arm, rival: ArmMeasurements) -> bool:

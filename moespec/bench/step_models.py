@@ -1,7 +1,8 @@
 """Models to time whole steps of: the embedded pair, or a target and a draft head of a known shape with random weights.
 
-Owns their sizes and what loading refuses. Random weights route all rows much alike and accept nothing: `routing_replay.py`
-makes the routing real, and the time of a step does not depend on what is accepted. Knows nothing of clocks.
+Owns their sizes and what loading refuses. Random weights route all rows much alike and accept nothing:
+`routing_replay.py` makes the routing real, and the time of a step does not depend on what is accepted. Knows nothing of
+clocks.
 """
 
 from __future__ import annotations

@@ -131,6 +131,18 @@ def test_a_machine_that_became_twice_as_fast_between_two_arms_decides_nothing():
     assert of_all["to_best_fixed"]["ratio"] == pytest.approx(0.96)
 
 
+def test_of_an_even_number_of_rounds_both_middle_ones_count():
+    """Ratios of 0.5, 0.9, 1.1 and 2: of 90 to 100 and 110 to 100, together 1, not the lower one's 0.9."""
+    prompts = [BenchPrompt(f"tasks-{n}", "", []) for n in range(3)]
+    entries = [
+        entry("plain", [100, 100, 100, 100]),
+        entry("eagle3@4,3,1,0", [100, 100, 100, 100]),
+        entry(f"utility{TREE}", [50, 90, 110, 200]),
+    ]
+    of_all, _ = governor_ratios(entries, prompts)
+    assert of_all["to_best_fixed"]["ratio"] == of_all["to_plain"]["ratio"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("options", "groups_measured"),
     [
