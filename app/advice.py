@@ -1,7 +1,7 @@
 """How advice is shown: in lines, tables and a figure. Pure.
 
 All that `advise` gives is modelled: drawn hollow and dashed, and called so. What was measured stands beside it in solid
-marks.
+marks. What the page itself should be set to is the advice for the engine under it, where that differs.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from moespec.config import TreeConfig
 from moespec.cost import ModelShape
 
 if TYPE_CHECKING:
-    from moespec.advise import Acceptance, Advice, Choice
+    from moespec.advise import Acceptance, Advice, Choice, Judgement
+    from moespec.advise.advice import BudgetRow, SizeRow
 
 
 def recommended(advice: Advice) -> Settings | None:
     """The page's settings of what the headline advises first, plain decoding included; None without a verdict."""
-    if advice.verdict == DO_NOT:
+    if _judgement(advice).verdict == DO_NOT:
         return Settings(budget=None, drafter="none")
     choice = _advised(advice)
     if choice is None:
@@ -35,13 +36,14 @@ def recommended(advice: Advice) -> Settings | None:
 
 def advice_in_words(advice: Advice) -> str:
     """The headline in the words of the page's controls."""
-    choice, budgeted = _advised(advice), advice.budgeted
+    judgement, choice = _judgement(advice), _advised(advice)
+    budgeted = judgement.budgeted
     if choice is None:
-        found = [choice for choice in (advice.lossless, budgeted) if choice is not None]
-        if advice.verdict != DO_NOT or not found:
-            return advice.headline
+        found = [choice for choice in (judgement.lossless, budgeted) if choice is not None]
+        if judgement.verdict != DO_NOT or not found:
+            return judgement.headline
         return f"guess nothing; the best would be {_in_words(max(found, key=lambda choice: choice.speedup))}."
-    line = f"{'only with a budget: ' if advice.verdict == WITH_A_BUDGET else ''}{_in_words(choice)}"
+    line = f"{'only with a budget: ' if judgement.verdict == WITH_A_BUDGET else ''}{_in_words(choice)}"
     if choice.budget is None and budgeted is not None and budgeted.speedup > WORTH_A_LOSS * choice.speedup:
         line += f"; with {budgeted.budget} experts per layer, lossy, {budgeted.speedup:.2f} times"
     return f"{line}."
@@ -54,9 +56,10 @@ def advice_lines(advice: Advice, accepted: str) -> list[str]:
         f"{shape['name']}: {shape['num_moe_layers']} MoE layers, {shape['top_k']} of {shape['num_experts']} experts of "
         f"{shape['expert_bytes'] / 1e6:.3g} MB, {shape['dense_bytes'] / 1e9:.3g} GB beside them.",
         f"{device['name']}: {device['bytes_per_s'] / 1e9:,.0f} GB/s, {device['source']}.",
-        f"Plain decoding reads {advice.plain_bytes / 1e9:.3g} GB a token: at least {advice.plain_ms:.3g} ms, modelled.",
+        advice.plain_in_words,
         f"Experts that a tree reads: {advice.unions_source}. Acceptance: {accepted}.",
         *advice.notes,
+        *([] if advice.in_engine is None else advice.headlines[1:]),
     ]
 
 
@@ -90,23 +93,26 @@ def choices_table(advice: Advice) -> Table:
 
 def floors_table(advice: Advice) -> Table:
     """The floor and the break-even of each tree without a budget, then of 16 rows under each."""
-    unbudgeted = [
-        (f"{row.num_rows} rows", row.experts, row.num_bytes, row.verify_ms, row.break_even, f"{row.with_drafting:.1f}")
-        for row in advice.sizes
-    ]
-    budgeted = [
-        (f"B = {row.budget}, 16 rows", float(row.budget), row.num_bytes, row.verify_ms, row.break_even, "–")
-        for row in advice.budgets
+    rows: list[tuple[str, float, SizeRow | BudgetRow, str]] = [
+        *((f"{row.num_rows} rows", row.experts, row, f"{row.with_drafting:.1f}") for row in advice.sizes),
+        *((f"B = {row.budget}, 16 rows", float(row.budget), row, "–") for row in advice.budgets),
     ]
     return {
         "caption": "Floor and break-even, modelled: a step pays above so many tokens, the bonus token included",
-        "columns": ["tree", "experts", "GB", "at least ms", "pays above", "with drafting"],
+        "columns": ["tree", "experts", "GB", "at least ms", "pays above", "with drafting", "in this engine"],
         "rows": [
             {
                 "name": name,
-                "cells": [f"{experts:.1f}", f"{size / 1e9:.3g}", f"{ms:.3g}", f"{pays:.1f}", with_drafting],
+                "cells": [
+                    f"{experts:.1f}",
+                    f"{row.num_bytes / 1e9:.3g}",
+                    f"{row.verify_ms:.3g}",
+                    f"{row.break_even:.1f}",
+                    with_drafting,
+                    "–" if row.in_engine is None else f"{row.in_engine:.1f}",
+                ],
             }
-            for name, experts, size, ms, pays, with_drafting in (*unbudgeted, *budgeted)
+            for name, experts, row, with_drafting in rows
         ],
     }
 
@@ -116,6 +122,9 @@ def break_even_figure(advice: Advice, acceptance: Acceptance | None, accepted: s
     rows = [row.num_rows for row in advice.sizes]
     figure = go.Figure()
     _line(figure, "must bring, drafting included (modelled)", rows, [row.with_drafting for row in advice.sizes], 0)
+    in_engine = [row.in_engine for row in advice.sizes if row.in_engine is not None]
+    if in_engine:
+        _line(figure, "must bring in this engine (modelled)", rows, in_engine, 3)
     if acceptance is not None:
         reached = best_by_rows(acceptance)
         _line(figure, f"would bring ({accepted})", [x for x, _ in reached], [y for _, y in reached], 1)
@@ -168,8 +177,14 @@ def measured_steps(shape: dict[str, Any]) -> tuple[str, Sequence[tuple[int, floa
     return f"{about['name']}, {about['threads']} threads", points
 
 
+def _judgement(advice: Advice) -> Advice | Judgement:
+    """Of the engine under the page."""
+    return advice if advice.in_engine is None else advice.in_engine.judgement
+
+
 def _advised(advice: Advice) -> Choice | None:
-    return {SPECULATE: advice.lossless, WITH_A_BUDGET: advice.budgeted}.get(advice.verdict)
+    judgement = _judgement(advice)
+    return {SPECULATE: judgement.lossless, WITH_A_BUDGET: judgement.budgeted}.get(judgement.verdict)
 
 
 def _in_words(choice: Choice) -> str:
@@ -188,7 +203,7 @@ def _line(figure: go.Figure, name: str, x: Sequence[float], y: Sequence[float], 
         x=list(x),
         y=list(y),
         mode="lines+markers",
-        line={"dash": ("dash", "dot")[style], "color": COLOURS[style]},
-        marker={"symbol": ("circle-open", "triangle-up-open")[style], "size": 8},
+        line={"dash": ("dash", "dot")[style % 2], "color": COLOURS[style]},
+        marker={"symbol": ("circle-open", "triangle-up-open")[style % 2], "size": 8},
         hovertemplate="%{x:.3g} rows: %{y:.2f} tokens per step<extra></extra>",
     )

@@ -107,9 +107,9 @@ def group_kernel(
     tl.store(merged_ptr + at_TK, weights_TK, mask=inside_TK)
     experts_E, slots_ET = tl.arange(0, BLOCK_E), tl.zeros((BLOCK_E, BLOCK_T), tl.int32)
     for k in range(K):
-        lives_T = column((weights_TK != 0).to(tl.int32), slots_K, k) != 0
-        is_named_ET = experts_E[:, None] == column(ids_TK, slots_K, k)[None, :]
-        slots_ET = tl.where(is_named_ET & lives_T[None, :], k + 1, slots_ET)
+        # Where the pair is dropped, an expert that there is not.
+        named_T = column(tl.where(weights_TK != 0, ids_TK, -1), slots_K, k)
+        slots_ET = tl.where(experts_E[:, None] == named_T[None, :], k + 1, slots_ET)
     write_lists(slots_ET, experts_ptr, starts_ptr, pairs_ptr, NUM_LISTS, K, BLOCK_T, BLOCK_E)
 
 

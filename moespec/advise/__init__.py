@@ -1,7 +1,7 @@
 """Will speculation pay for this model on this device, with which tree and which budget? Asked before it is loaded."""
 
 from moespec.advise.acceptance import Acceptance, parse_rates, parse_tokens, recorded
-from moespec.advise.advice import Advice, advise
+from moespec.advise.advice import Advice, Judgement, advise
 from moespec.advise.choice import Choice
 from moespec.advise.devices import DEVICE_NAMES, Device, device_of_bandwidth, find_device
 from moespec.advise.targets import AdvisedTarget
@@ -14,6 +14,7 @@ __all__ = [
     "AdvisedTarget",
     "Choice",
     "Device",
+    "Judgement",
     "advise",
     "device_of_bandwidth",
     "find_device",

@@ -11,8 +11,8 @@ from typing import Any
 
 from moespec.advise.acceptance import MAX_DEPTH, SIZES, Acceptance, parse_rates, parse_tokens, recorded
 from moespec.advise.choice import MODELLED, UNKNOWN, Choice, choose, say
-from moespec.advise.costs import FREE_DRAFTS, DraftShape, ModelledCosts, modelled_bounds
-from moespec.advise.devices import Device, find_device
+from moespec.advise.costs import ENGINE_ON_CUDA, FREE_DRAFTS, DraftShape, ModelledCosts, modelled_bounds
+from moespec.advise.devices import TYPED, Device, find_device
 from moespec.advise.targets import AdvisedTarget, describe_target
 from moespec.advise.unions import Unions, read_record, sizes_of, unions_of
 from moespec.config import EMBEDDED_TARGET
@@ -29,7 +29,8 @@ class SizeRow:
     """A tree of so many rows without a budget. experts: per layer, expected; experts_most: of independent rows.
 
     num_bytes, verify_ms (at the least) and break_even are the verify step's alone; break_even_most is that of
-    `experts_most`; with_drafting the expected one with the drafting of such a tree.
+    `experts_most`; with_drafting the expected one with the drafting of such a tree; in_engine the same with this
+    engine's overhead on a GPU, None elsewhere.
     """
 
     num_rows: int
@@ -40,24 +41,51 @@ class SizeRow:
     break_even: float
     break_even_most: float
     with_drafting: float
+    in_engine: float | None
 
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """A verify step, alone, of a tree that would use more experts; of 16 rows, where arithmetic counts."""
+    """A verify step, alone, of a tree that would use more experts; of 16 rows, where arithmetic counts.
+
+    in_engine: break-even with drafting and this engine's overhead on a GPU, None elsewhere.
+    """
 
     budget: int
     num_bytes: int
     verify_ms: float
     break_even: float
+    in_engine: float | None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What to do, in one word and one sentence.
+
+    lossless, budgeted   the fastest choice without a budget, and with one of `least_budget` or more; None where no
+                         acceptance is known, or no such budget is left
+    """
+
+    verdict: str
+    headline: str
+    lossless: Choice | None
+    budgeted: Choice | None
+
+
+@dataclass(frozen=True)
+class InEngine:
+    """The judgement where steps take more than reading: with this engine's overhead on a GPU. plain_ms: expected."""
+
+    plain_ms: float
+    judgement: Judgement
 
 
 @dataclass(frozen=True)
 class Advice:
     """Plain data, JSON-safe. Times and speed-ups are modelled; the sources say where their inputs are from.
 
-    lossless, budgeted   the fastest choice without a budget, and with one of `least_budget` or more; None where no
-                         acceptance is known, or no such budget is left
+    headline to budgeted   `Judgement`'s, as if reading were all, which optimised servers come near to
+    in_engine              None where the device is no GPU, or known by its bandwidth alone
     """
 
     headline: str
@@ -74,7 +102,23 @@ class Advice:
     budgets: list[BudgetRow]
     lossless: Choice | None
     budgeted: Choice | None
+    in_engine: InEngine | None
     notes: list[str]
+
+    @property
+    def plain_in_words(self) -> str:
+        """What a step of plain decoding reads, and how long that takes."""
+        engine = self.in_engine
+        expected = "" if engine is None else f", in this engine {engine.plain_ms:.3g} ms"
+        least = f"at least {self.plain_ms:.3g} ms{expected}, modelled."
+        return f"Plain decoding reads {self.plain_bytes / 1e9:.3g} GB a token: {least}"
+
+    @property
+    def headlines(self) -> list[str]:
+        """One, or where this engine's overhead is known two: for a server that only reads, and for this engine."""
+        if self.in_engine is None:
+            return [self.headline]
+        return [f"Where reading is all: {self.headline}", f"In this engine: {self.in_engine.judgement.headline}"]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -122,15 +166,13 @@ def advise(
     known = typed or _recorded(model.shape)
     least = checked_least_budget(least_budget, model.shape)
     ladder = budget_ladder(model.shape.top_k, model.shape.num_experts)
-    lossless, budgeted, (verdict, headline) = None, None, _say_unknown(costs)
-    if known is not None:
-        bounded = modelled_bounds(costs, unions)
-        lossless = choose(known, bounded, [None], _accepted_under)
-        budgeted = choose(known, bounded, [budget for budget in ladder if budget >= least], _accepted_under)
-        verdict, headline = say(lossless, budgeted, MODELLED)
+    judgement = _judge(known, costs, unions, least)
+    loaded, in_engine = _in_engine(costs), None
+    if loaded is not None:
+        in_engine = InEngine(loaded.plain_ms, _judge(known, loaded, unions, least))
     return Advice(
-        headline=headline,
-        verdict=verdict,
+        headline=judgement.headline,
+        verdict=judgement.verdict,
         model=asdict(model),
         device=asdict(found),
         context=context,
@@ -139,10 +181,11 @@ def advise(
         least_budget=least,
         plain_bytes=costs.num_bytes(1, None),
         plain_ms=costs.plain_ms,
-        sizes=[_size_row(num_rows, costs, unions) for num_rows in SIZES],
-        budgets=[_budget_row(budget, costs) for budget in ladder],
-        lossless=lossless,
-        budgeted=budgeted,
+        sizes=[_size_row(num_rows, costs, loaded, unions) for num_rows in SIZES],
+        budgets=[_budget_row(budget, costs, loaded) for budget in ladder],
+        lossless=judgement.lossless,
+        budgeted=judgement.budgeted,
+        in_engine=in_engine,
         notes=_notes(model, found, costs),
     )
 
@@ -171,18 +214,31 @@ def _accepted_under(num_rows: float, budget: int | None) -> float:
     return 1.0 if budget is None else ACCEPTED_UNDER_BUDGET
 
 
-def _say_unknown(costs: ModelledCosts) -> tuple[str, str]:
-    pays = break_even_tokens(costs.verify_ms(USUAL_ROWS, None), costs.plain_ms)
-    return UNKNOWN, (
-        f"No verdict without an acceptance: verifying {USUAL_ROWS} rows costs as much as {pays:.1f} plain steps; "
-        "give what your drafter reaches."
-    )
+def _in_engine(costs: ModelledCosts) -> ModelledCosts | None:
+    """With this engine's overhead, where the device is a GPU that is known by more than its bandwidth."""
+    is_gpu = costs.device.kind == "cuda" and costs.device.source != TYPED
+    return replace(costs, overhead=ENGINE_ON_CUDA) if is_gpu else None
 
 
-def _size_row(num_rows: int, costs: ModelledCosts, unions: Unions) -> SizeRow:
+def _judge(known: Acceptance | None, costs: ModelledCosts, unions: Unions, least: int) -> Judgement:
+    if known is None:
+        pays = break_even_tokens(costs.verify_ms(USUAL_ROWS, None), costs.plain_ms)
+        headline = f"No verdict without an acceptance: verifying {USUAL_ROWS} rows costs as much as {pays:.1f} plain "
+        return Judgement(UNKNOWN, f"{headline}steps; give what your drafter reaches.", None, None)
+    bounded, shape = modelled_bounds(costs, unions), costs.shape
+    budgets = [budget for budget in budget_ladder(shape.top_k, shape.num_experts) if budget >= least]
+    lossless, budgeted = (choose(known, bounded, some, _accepted_under) for some in ([None], budgets))
+    return Judgement(*say(lossless, budgeted, MODELLED), lossless, budgeted)
+
+
+def _with_drafting(costs: ModelledCosts, num_rows: int, budget: int | None) -> float:
+    draft_ms = costs.draft_ms(min(MAX_DEPTH, num_rows - 1))
+    return break_even_tokens(costs.verify_ms(num_rows, budget), costs.plain_ms, draft_ms)
+
+
+def _size_row(num_rows: int, costs: ModelledCosts, loaded: ModelledCosts | None, unions: Unions) -> SizeRow:
     verify_ms, plain_ms = costs.verify_ms(num_rows, None), costs.plain_ms
     most_ms = replace(costs, union=unions.bound).verify_ms(num_rows, None)
-    draft_ms = costs.draft_ms(min(MAX_DEPTH, num_rows - 1))
     return SizeRow(
         num_rows=num_rows,
         experts=unions.expected(num_rows),
@@ -191,18 +247,22 @@ def _size_row(num_rows: int, costs: ModelledCosts, unions: Unions) -> SizeRow:
         verify_ms=verify_ms,
         break_even=break_even_tokens(verify_ms, plain_ms),
         break_even_most=break_even_tokens(most_ms, plain_ms),
-        with_drafting=break_even_tokens(verify_ms, plain_ms, draft_ms),
+        with_drafting=_with_drafting(costs, num_rows, None),
+        in_engine=None if loaded is None else _with_drafting(loaded, num_rows, None),
     )
 
 
-def _budget_row(budget: int, costs: ModelledCosts) -> BudgetRow:
-    full = replace(costs, union=lambda num_rows: float(costs.shape.num_experts))
-    verify_ms = full.verify_ms(USUAL_ROWS, budget)
+def _budget_row(budget: int, costs: ModelledCosts, loaded: ModelledCosts | None) -> BudgetRow:
+    def full(some: ModelledCosts) -> ModelledCosts:
+        return replace(some, union=lambda num_rows: float(costs.shape.num_experts))
+
+    verify_ms = full(costs).verify_ms(USUAL_ROWS, budget)
     return BudgetRow(
         budget=budget,
-        num_bytes=full.num_bytes(USUAL_ROWS, budget),
+        num_bytes=full(costs).num_bytes(USUAL_ROWS, budget),
         verify_ms=verify_ms,
         break_even=break_even_tokens(verify_ms, costs.plain_ms),
+        in_engine=None if loaded is None else _with_drafting(full(loaded), USUAL_ROWS, budget),
     )
 
 
@@ -214,6 +274,12 @@ def _notes(model: AdvisedTarget, device: Device, costs: ModelledCosts) -> list[s
         notes.append(f"Weights and cache take {needed / 1e9:.1f} GB and {fit} into {device.memory_bytes / 1e9:.0f} GB.")
     if costs.draft != FREE_DRAFTS:
         notes.append("Drafting is that of a usual EAGLE-3 head: one layer of the target's width, 32,000 words at most.")
+    if _in_engine(costs) is not None:
+        notes.append(
+            "Servers with few launches come near to reading alone. This engine takes "
+            f"{ENGINE_ON_CUDA.step_ms:g} ms a step, {ENGINE_ON_CUDA.layer_ms:g} ms a layer and "
+            f"{ENGINE_ON_CUDA.level_ms:g} ms a level of drafting beside it, as measured on an H200."
+        )
     if device.flops_per_s is not None:
         notes.append("On a CPU arithmetic counts too: times are bytes over bandwidth plus products over their speed.")
     return notes

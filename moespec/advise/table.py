@@ -23,13 +23,13 @@ def advice_text(advice: Advice) -> str:
         f"{device['name']}: reads {device['bytes_per_s'] / 1e9:.0f} GB/s, {device['source']}",
         *advice.notes,
         "",
-        f"Plain decoding reads {advice.plain_bytes / 1e9:.3g} GB a token: at least {advice.plain_ms:.3g} ms, modelled.",
+        advice.plain_in_words,
         "",
         "Verifying without a budget, modelled; it pays above so many tokens per step, the bonus token included.",
         f"Experts per layer: {advice.unions_source}; in brackets those of independent rows, the upper bound.",
         "",
         *_table(
-            ("rows", "experts", "GB", "at least ms", "pays above", "with drafting"),
+            ("rows", "experts", "GB", "at least ms", "pays above", "with drafting", "in this engine"),
             (
                 (
                     str(row.num_rows),
@@ -38,6 +38,7 @@ def advice_text(advice: Advice) -> str:
                     f"{row.verify_ms:.3g}",
                     f"{row.break_even:.1f} ({row.break_even_most:.1f})",
                     f"{row.with_drafting:.1f}",
+                    _or_dash(row.in_engine),
                 )
                 for row in advice.sizes
             ),
@@ -46,17 +47,29 @@ def advice_text(advice: Advice) -> str:
         "Verifying with a budget that binds, modelled:",
         "",
         *_table(
-            ("B", "GB", "at least ms", "pays above"),
+            ("B", "GB", "at least ms", "pays above", "16 rows in this engine, with drafting"),
             (
-                (str(row.budget), f"{row.num_bytes / 1e9:.3g}", f"{row.verify_ms:.3g}", f"{row.break_even:.1f}")
+                (
+                    str(row.budget),
+                    f"{row.num_bytes / 1e9:.3g}",
+                    f"{row.verify_ms:.3g}",
+                    f"{row.break_even:.1f}",
+                    _or_dash(row.in_engine),
+                )
                 for row in advice.budgets
             ),
         ),
         "",
         f"Acceptance: {advice.acceptance_source or 'not known'}",
         *_choices(advice.lossless, advice.budgeted, advice.least_budget),
+        "",
+        *advice.headlines,
     ]
-    return "\n".join([*lines, "", advice.headline])
+    return "\n".join(lines)
+
+
+def _or_dash(pays_above: float | None) -> str:
+    return "–" if pays_above is None else f"{pays_above:.1f}"
 
 
 def measured_text(advice: MeasuredAdvice, modelled: Advice) -> str:

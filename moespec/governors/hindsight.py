@@ -85,14 +85,16 @@ def added(lowest: int, tree: Tree, accepted: Collection[int], costs: ShapeCosts)
     rows, kept, ms = ([0.0] * PLAIN for _ in range(3))
     num_rows, num_tokens, before_ms, paid = 1, 1, costs.plain_ms, False
     for place in range(PLAIN - 1, lowest - 1, -1):
-        threshold = THRESHOLDS[place]
+        threshold, is_same = THRESHOLDS[place], place < PLAIN - 1
         while found and found[-1][0] >= threshold:
-            is_accepted = found.pop()[1]
+            is_same, is_accepted = False, found.pop()[1]
             rows[place], kept[place] = rows[place] + 1, kept[place] + is_accepted
             num_rows, num_tokens = num_rows + 1, num_tokens + is_accepted
         while looked_below and looked_below[-1][0] >= threshold:
-            depth = looked_below.pop()[1]
+            is_same, depth = False, looked_below.pop()[1]
             num_expanded[depth] = min(num_expanded[depth] + 1, costs.asked.top_k)
+        if is_same:
+            continue
         now_ms = costs.tree_ms(num_rows, 1 + sum(map(bool, num_expanded)), sum(num_expanded))
         ms[place], before_ms = now_ms - before_ms, now_ms
         paid = paid or num_tokens * costs.plain_ms > now_ms

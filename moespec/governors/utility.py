@@ -7,7 +7,8 @@ of a millisecond is the tokens that it brings anyway: what recent steps got, and
    have brought more: no row is drafted to be thrown away. Where plain decoding would have brought more, nothing is
    drafted. `hindsight.py` keeps the account.
 2. Now and then a tree is grown further, to see whether that would pay. Where nothing is drafted, that is done ever more
-   rarely; but a tree that paid there is followed by some more at once, and the past counts for less.
+   rarely; but a tree that paid there is followed by some more at once, and the past counts for less. To learn takes
+   time, too: the longer a plan stays as it is, the fewer steps are learnt from.
 3. Every number of rows has its budget: the smallest that keeps the floor of router mass. Without a floor no budget is
    chosen: lossless where the caller is.
 
@@ -33,7 +34,8 @@ MEMORY = 0.98  # share of what was seen that is kept at each step: about the las
 MASS_MEMORY = 0.95  # of the mass that was kept, at each step that is learnt from
 NUM_LOWER = 3  # thresholds below the best, to which trees are grown to see further
 LOOK_EVERY = 64, 256  # steps: as a rule, and at the most where nothing is drafted
-FIRST_ATTENDED, ATTEND_EVERY = 24, 3  # steps that are learnt from: the first ones, then some
+FIRST_ATTENDED = 24  # steps that are learnt from; then some, ever fewer as long as the plan stays as it is
+ATTEND_EVERY, ATTEND_LESS, LEAST_ATTENDED = 3, 1.5, 12
 NUM_UNLEARNT = 3  # steps that are learnt from in one go; then there is a new plan
 NUM_CLOSE_LOOKS, LOOK_COST = 6, 2.0  # that follow one that paid; at the most, in plain steps, where nothing is drafted
 ROOT = Tree((1.0,), (0,), (-1,))
@@ -52,6 +54,7 @@ class Utility:
         self._mass_gap = 0.0  # what more of the mass steps keep than the table says
         self._candidates: dict[object, _Candidates] = {}
         self._num_steps, self._look_every, self._next_look = 0, LOOK_EVERY[0], LOOK_EVERY[0]
+        self._attend_every, self._next_attended = float(ATTEND_EVERY), 0
         self._num_close_looks = 0
         self._plan = self._planned(TreeConfig(), BudgetConfig())
         self._grown, self._tree, self._is_attended = Shape(PLAIN, is_chain=False), ROOT, True  # of the step under way
@@ -65,13 +68,18 @@ class Utility:
             self._learn()
             if is_other:
                 self._account = Account()  # what is asked for has changed, and with it what steps cost and bring
-            self._plan = plan = self._planned(tree, budget)
+            before, plan = plan, self._planned(tree, budget)
+            is_new = plan.usual != before.usual
+            self._attend_every = ATTEND_EVERY if is_new else min(self._attend_every * ATTEND_LESS, LEAST_ATTENDED)
+            self._plan = plan
         is_look = self._num_close_looks > 0 or self._num_steps >= self._next_look
         if is_look:
             self._num_close_looks = max(0, self._num_close_looks - 1)
             self._look_every = min(2 * self._look_every, LOOK_EVERY[1]) if plan.is_plain else LOOK_EVERY[0]
             self._next_look = self._num_steps + self._look_every
-        self._is_attended = is_look or self._num_steps < FIRST_ATTENDED or self._num_steps % ATTEND_EVERY == 0
+        self._is_attended = is_look or self._num_steps < FIRST_ATTENDED or self._num_steps >= self._next_attended
+        if self._is_attended:
+            self._next_attended = self._num_steps + round(self._attend_every)
         self._num_steps += 1
         self._grown, config = plan.looking if is_look else plan.usual
         self._tree = ROOT

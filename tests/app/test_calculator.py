@@ -121,8 +121,11 @@ def test_what_was_measured_is_solid_and_says_where():
 
 def test_the_curves_are_the_advices_numbers():
     advice = QUESTION.advice(None)
-    need, reach, lossless, budgeted = drawn(QUESTION).data
+    need, in_engine, reach, lossless, budgeted = drawn(QUESTION).data
     assert list(need.y) == [row.with_drafting for row in advice.sizes]
+    assert list(in_engine.y) == [row.in_engine for row in advice.sizes] and "this engine" in in_engine.name
+    typed = replace(QUESTION, card=TYPED_CARD, gb_per_s=500)
+    assert not any("this engine" in trace.name for trace in drawn(typed).data)
     assert MIXED in reach.name and "typed" not in reach.name
     assert (lossless.x[0], lossless.y[0]) == (advice.lossless.num_rows, advice.lossless.tokens_per_step)
     assert (budgeted.x[0], budgeted.y[0]) == (advice.budgeted.num_rows, advice.budgeted.tokens_per_step)
@@ -140,18 +143,21 @@ def test_without_an_acceptance_there_is_no_verdict_and_no_recommendation():
     question = replace(QUESTION, profile=RECORDED)
     advice = question.advice(None)
     assert advice.headline.startswith("No verdict") and choices_table(advice)["rows"] == []
-    assert len(drawn(question).data) == 1
+    assert len(drawn(question).data) == 2  # what a tree must bring, to a server that only reads and to this engine
     assert "Acceptance: not known." in " ".join(advice_lines(advice, question.accepted_in_words(advice)))
 
 
 def test_what_is_recommended_becomes_settings_of_the_page_and_words_for_them():
-    advice = QUESTION.advice(None)
-    settings = recommended(advice)
-    assert ",".join(f"{number:g}" for number in settings.tree_config.numbers) == advice.lossless.tree
-    assert settings.budget is None and settings.drafter == "auto"
-    words = advice_in_words(advice)
-    assert f"rows, {settings.depth} deep, top-{settings.top_k}" in words and "no budget" in words
-    assert advice.lossless.gain in words and "--" not in words
+    """Those of the engine under the page: on a GPU with its overhead."""
+    for question in (QUESTION, replace(QUESTION, card=TYPED_CARD, gb_per_s=500)):
+        advice = question.advice(None)
+        judgement = advice.in_engine.judgement if question is QUESTION else advice
+        settings = recommended(advice)
+        assert ",".join(f"{number:g}" for number in settings.tree_config.numbers) == judgement.lossless.tree
+        assert settings.budget is None and settings.drafter == "auto"
+        words = advice_in_words(advice)
+        assert f"rows, {settings.depth} deep, top-{settings.top_k}" in words and "no budget" in words
+        assert judgement.lossless.gain in words and "--" not in words
 
 
 def test_advice_against_speculation_recommends_plain_decoding_and_none_recommends_nothing():
@@ -160,7 +166,7 @@ def test_advice_against_speculation_recommends_plain_decoding_and_none_recommend
     assert advice_in_words(never).startswith("guess nothing") and "--" not in advice_in_words(never)
     assert recommended(never).drafter == "none" and recommended(never).budget is None
     unknown = replace(QUESTION, profile=RECORDED).advice(None)
-    assert recommended(unknown) is None and advice_in_words(unknown) == unknown.headline
+    assert recommended(unknown) is None and advice_in_words(unknown) == unknown.in_engine.judgement.headline
 
 
 def test_the_tables_are_the_advices_numbers_and_called_modelled():
@@ -173,4 +179,4 @@ def test_the_tables_are_the_advices_numbers_and_called_modelled():
         columns = choices["columns"] if row in choices["rows"] else floors["columns"]
         assert len(row["cells"]) == len(columns) - 1
     lines = advice_lines(advice, "assumed")
-    assert "at least 1.27 ms, modelled" in " ".join(lines) and "H200: 4,800 GB/s, datasheet." in lines
+    assert "at least 1.27 ms, in this engine" in " ".join(lines) and "H200: 4,800 GB/s, datasheet." in lines

@@ -50,11 +50,11 @@ def test_expert_kernels_keep_to_registers_and_load_16_bytes_at_a_time():
         assert each.narrowest_load == 16, each
 
 
-def test_the_method_spills_little_and_only_where_it_is_large():
+def test_the_method_spills_next_to_nothing():
+    """Bytes of a thread: up to 88 where 64 rows choose among the most experts; else one number at most."""
     for each in RECORD:
         if each.tile is None:
-            limit = 1400 if (each.layer, each.rows) == (MOST_EXPERTS, 64) else 128
-            assert each.spill_stores <= limit, each
+            assert each.spill_stores <= (96 if each.layer == MOST_EXPERTS else 4), each
 
 
 def test_matrix_units_do_the_products():

@@ -16,8 +16,8 @@ RULES = {
     "softmax, top-k": Rule.SOFTMAX,
     "top-k, softmax": Rule.SOFTMAX_OF_CHOSEN,
 }
-# (rows, experts, k): OLMoE's routing, Mixtral's with a full tree, sizes that are no powers of two
-SIZES = [(12, 64, 8), (64, 8, 2), (7, 12, 3)]
+# (rows, experts, k): OLMoE's routing, Mixtral's with a larger tree, sizes that are no powers of two
+SIZES = [(12, 64, 8), (17, 8, 2), (7, 12, 3)]
 SETTINGS = [
     {"budget": 9},
     {"budget": 5, "protect_root": True, "row_weight": "path"},

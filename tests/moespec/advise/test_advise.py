@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from moespec import EMBEDDED_TARGET
 from moespec.advise import AdvisedTarget, advise, devices
 from moespec.advise.choice import DO_NOT, SPECULATE, UNKNOWN
+from moespec.advise.costs import ENGINE_ON_CUDA, DraftShape, ModelledCosts
 from moespec.advise.devices import DEVICE_NAMES, Device, device_of_bandwidth, find_device
+from moespec.advise.targets import describe_target
 from moespec.advise.unions import read_record
 from moespec.bench.machine import Ceilings
 from moespec.cli import main
 from moespec.cost import WORKED_SHAPES, step_bytes
 from moespec.published import PUBLISHED
 
+ROOT = Path(__file__).resolve().parents[3]
 SLOW_CPU = Device("a CPU", "measured", 30e9, memory_bytes=8 << 30, flops_per_s=1e11, kind="cpu")
 
 
@@ -61,6 +65,41 @@ def test_published_speculation_on_qwen_loses_and_wins_under_a_budget():
     assert good.budgeted.speedup > good.lossless.speedup
     default = advise("Qwen3-30B-A3B", "H200", accepted="5@64")
     assert default.least_budget == 64 and default.budgeted.budget in (64, 96)
+
+
+STEPS_ON_AN_H200 = [
+    (run["models"][0]["model"], arm)
+    for run in json.loads((ROOT / "assets" / "bench" / "step-models-h200.json").read_text(encoding="utf-8"))
+    for arm in run["models"][0]["arms"]
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "arm"), STEPS_ON_AN_H200, ids=lambda part: part if isinstance(part, str) else part["name"]
+)
+def test_this_engines_steps_on_an_h200_are_as_they_were_measured(name, arm):
+    """Whole steps with random weights, their experts by recorded routing."""
+    target = describe_target(name, None, "auto", on_cpu=False, context=0)
+    draft = DraftShape.eagle3(target.shape.hidden_size, target.vocab_size, 2)
+    costs = ModelledCosts(
+        *(target.shape, find_device("H200"), draft, 0, lambda num_rows: arm["experts_active"]), overhead=ENGINE_ON_CUDA
+    )
+    num_rows, depth, *_ = arm["tree"]
+    found_ms = costs.predict_ms(num_rows, None, depth if num_rows > 1 else 0)
+    assert found_ms == pytest.approx(arm["step_ms"], rel=0.08)
+
+
+def test_beside_the_bytes_a_larger_tree_costs_less_of_a_plain_step():
+    on_card = advise("Qwen3-30B-A3B", "H200", accepted="3.2@61")
+    typed = advise("Qwen3-30B-A3B", device_of_bandwidth(4800), accepted="3.2@61")
+    for row in on_card.sizes[1:]:
+        assert 1 < row.in_engine < row.with_drafting
+    assert all(1 < row.in_engine < on_card.sizes[-1].in_engine for row in on_card.budgets[:-1])
+    judgement = on_card.in_engine.judgement
+    assert judgement.verdict == SPECULATE and judgement.lossless.speedup > on_card.lossless.speedup
+    assert judgement.lossless.low < judgement.lossless.speedup < judgement.lossless.high
+    assert typed.in_engine is None and all(row.in_engine is None for row in (*typed.sizes, *typed.budgets))
+    assert advise("OLMoE-1B-7B", SLOW_CPU).in_engine is None
 
 
 def test_a_ratio_does_not_depend_on_the_bandwidth_and_milliseconds_do():
@@ -176,11 +215,14 @@ def test_this_machines_arithmetic_is_timed(monkeypatch):
 def test_the_command_prints_text_or_json(capsys):
     assert main(["advise", "--target", "Qwen3-30B-A3B", "--device", "H200", "--accepted", "3.2"]) == 0
     text = capsys.readouterr().out
-    assert "| 64 | 80.5 (125.9) |" in text and "Do not speculate" in text.splitlines()[-1]
+    reading, engine = text.splitlines()[-2:]
+    assert "| 64 | 80.5 (125.9) |" in text and reading.startswith("Where reading is all: Do not speculate")
+    assert engine.startswith("In this engine: Speculate") and "ms, in this engine" in text
     assert text.count("modelled") >= 4 and "datasheet" in text and "typed in" in text
     assert main(["advise", "--target", "Qwen3-30B-A3B", "--bandwidth", "4800", "--accepted", "3.2", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
-    assert set(values) == {"modelled"} and values["modelled"]["headline"] == text.splitlines()[-1]
+    assert set(values) == {"modelled"} and values["modelled"]["in_engine"] is None
+    assert reading.endswith(values["modelled"]["headline"])
 
 
 @pytest.mark.parametrize(
