@@ -19,6 +19,8 @@ from moespec.advise.choice import DO_NOT, SPECULATE, WITH_A_BUDGET, WORTH_A_LOSS
 from moespec.config import TreeConfig
 from moespec.cost import ModelShape
 
+GREY = "#64748b"
+
 if TYPE_CHECKING:
     from moespec.advise import Acceptance, Advice, Choice, Judgement
     from moespec.advise.advice import BudgetRow, SizeRow
@@ -59,7 +61,6 @@ def advice_lines(advice: Advice, accepted: str) -> list[str]:
         advice.plain_in_words,
         f"Experts that a tree reads: {advice.unions_source}. Acceptance: {accepted}.",
         *advice.notes,
-        *([] if advice.in_engine is None else advice.headlines[1:]),
     ]
 
 
@@ -70,7 +71,7 @@ def choices_table(advice: Advice) -> Table:
         (f"B of {advice.least_budget} or more, lossy", advice.budgeted),
     )
     return {
-        "caption": "Recommended, modelled",
+        "caption": "Recommended where reading is all, modelled",
         "columns": ["", "tree", "B", "rows", "experts", "tokens/step", "pays above", "times plain decoding"],
         "rows": [
             {
@@ -124,14 +125,14 @@ def break_even_figure(advice: Advice, acceptance: Acceptance | None, accepted: s
     _line(figure, "must bring, drafting included (modelled)", rows, [row.with_drafting for row in advice.sizes], 0)
     in_engine = [row.in_engine for row in advice.sizes if row.in_engine is not None]
     if in_engine:
-        _line(figure, "must bring in this engine (modelled)", rows, in_engine, 3)
+        _line(figure, "must bring in this engine (modelled)", rows, in_engine, 2)
     if acceptance is not None:
         reached = best_by_rows(acceptance)
         _line(figure, f"would bring ({accepted})", [x for x, _ in reached], [y for _, y in reached], 1)
     for place, (name, choice) in enumerate((("no budget", advice.lossless), ("budget", advice.budgeted))):
         if choice is not None:
             figure.add_scatter(
-                name=f"recommended, {name} (modelled)",
+                name=f"recommended where reading is all, {name} (modelled)",
                 x=[choice.num_rows],
                 y=[choice.tokens_per_step],
                 mode="markers",
@@ -203,7 +204,7 @@ def _line(figure: go.Figure, name: str, x: Sequence[float], y: Sequence[float], 
         x=list(x),
         y=list(y),
         mode="lines+markers",
-        line={"dash": ("dash", "dot")[style % 2], "color": COLOURS[style]},
-        marker={"symbol": ("circle-open", "triangle-up-open")[style % 2], "size": 8},
+        line={"dash": ("dash", "dot", "dashdot")[style], "color": (*COLOURS[:2], GREY)[style]},
+        marker={"symbol": ("circle-open", "triangle-up-open", "square-open")[style], "size": 8},
         hovertemplate="%{x:.3g} rows: %{y:.2f} tokens per step<extra></extra>",
     )

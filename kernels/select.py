@@ -31,6 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_device, check_float, check_sizes
+from kernels.choosing import best_slots, load_logits, softmax_parts, weigh
 from kernels.lists import ExpertLists, block_sizes, num_warps, write_lists
 
 _CHUNK = 16  # experts compared at a time with all others
@@ -98,59 +99,6 @@ class Selection:
 
 
 @triton.jit
-def _load(logits_ptr, rows_R, num_valid, stride_t, E: tl.constexpr, BLOCK_E: tl.constexpr):
-    """fp32 [R, BLOCK_E], -inf outside. Padding is not read: whatever lies there, NaN included, stays there."""
-    experts_E = tl.arange(0, BLOCK_E)
-    is_inside_RE = (rows_R < num_valid)[:, None] & (experts_E < E)[None, :]
-    at_RE = rows_R[:, None] * stride_t + experts_E[None, :]
-    return tl.load(logits_ptr + at_RE, mask=is_inside_RE, other=float("-inf")).to(tl.float32)
-
-
-@triton.jit
-def _slots(values_RE, K: tl.constexpr, BLOCK_E: tl.constexpr):
-    """int32 [R, BLOCK_E]: the place of each expert among its row's K largest values, ties to the lower id; K: none.
-
-    Compared as whole numbers of the same order, for which a warp has an instruction. A zero's sign says nothing.
-    """
-    experts_E = tl.arange(0, BLOCK_E)
-    bits_RE = tl.where(values_RE == 0, 0.0, values_RE).to(tl.int32, bitcast=True)
-    keys_RE = bits_RE ^ ((bits_RE >> 31) & 0x7FFFFFFF)
-    slots_RE = tl.zeros_like(keys_RE) + K
-    for k in range(K):
-        best_R = tl.max(keys_RE, axis=1)
-        id_R = tl.min(tl.where(keys_RE == best_R[:, None], experts_E[None, :], BLOCK_E), axis=1)
-        is_best_RE = experts_E[None, :] == id_R[:, None]
-        slots_RE = tl.where(is_best_RE, k, slots_RE)
-        keys_RE = tl.where(is_best_RE, -0x80000000, keys_RE)  # below what -inf is
-    return slots_RE
-
-
-@triton.jit
-def _weigh(logits_RE, survives_RE, most_R, total_R, RULE: tl.constexpr):
-    """The family's weights of the chosen, fp32 [R, BLOCK_E], 0 where `survives` is False.
-
-    exp(logit - most) / total is the softmax over all experts.
-    """
-    if RULE == 2:
-        most_R = tl.max(tl.where(survives_RE, logits_RE, -1e30), axis=1)
-    values_RE = tl.where(survives_RE, tl.exp(logits_RE - most_R[:, None]), 0.0)
-    if RULE == 2:
-        return values_RE / tl.maximum(tl.sum(values_RE, axis=1), 1e-30)[:, None]
-    values_RE = values_RE / total_R[:, None]
-    if RULE == 1:
-        # The clamp makes a row whose every expert was dropped an exact zero, not NaN.
-        values_RE = values_RE / tl.maximum(tl.sum(values_RE, axis=1), 1e-9)[:, None]
-    return values_RE
-
-
-@triton.jit
-def _softmax_parts(logits_RE, is_valid_R):
-    """(most, total) [R] of the softmax over all experts. A padded row has no finite logit: no NaN comes of it."""
-    most_R = tl.where(is_valid_R, tl.max(logits_RE, axis=1), 0.0)
-    return most_R, tl.where(is_valid_R, tl.sum(tl.exp(logits_RE - most_R[:, None]), axis=1), 1.0)
-
-
-@triton.jit
 def _shortlist(
     ranked_E, is_root_E, ranked_ptr, budget, coverage, E: tl.constexpr, K: tl.constexpr, BLOCK_E: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -193,36 +141,36 @@ def select_kernel(
     is_valid_T, is_expert_E = rows_T < num_valid, experts_E < E
 
     # P, the softmax over all experts, and its sums over the rows.
-    logits_TE = _load(logits_ptr, rows_T, num_valid, stride_t, E, BLOCK_E)
-    most_T, total_T = _softmax_parts(logits_TE, is_valid_T)
+    logits_TE = load_logits(logits_ptr, rows_T, num_valid, stride_t, E, BLOCK_E)
+    most_T, total_T = softmax_parts(logits_TE, is_valid_T)
     odds_TE = tl.exp(logits_TE - most_T[:, None])
     row_weight_T = tl.load(row_weights_ptr + rows_T, mask=is_valid_T, other=0.0)
     score_E = tl.sum(odds_TE * tl.where(is_valid_T, 1.0 / total_T, 0.0)[:, None], axis=0)
     ranked_E = tl.sum(odds_TE * (row_weight_T / total_T)[:, None], axis=0)
     if is_natural != 0:  # the score counts what would be used: each row's own top-k weights
-        chosen_TE = (_slots(logits_TE, K, BLOCK_E) < K) & is_valid_T[:, None]
-        shares_TE = _weigh(logits_TE, chosen_TE, most_T, total_T, RULE).to(weights_ptr.dtype.element_ty).to(tl.float32)
+        chosen_TE = (best_slots(logits_TE, E, K, BLOCK_E) < K) & is_valid_T[:, None]
+        shares_TE = weigh(logits_TE, chosen_TE, most_T, total_T, RULE).to(weights_ptr.dtype.element_ty).to(tl.float32)
         ranked_E = tl.sum(shares_TE * row_weight_T[:, None], axis=0)
 
     # Rows by themselves lie in as many copies as there are warps: none waits for another at each of K choices.
     copies_C = tl.arange(0, COPIES)
     root_hits_E = tl.zeros((BLOCK_E,), tl.int32)
     if protects != 0:
-        root_CE = _load(logits_ptr, copies_C * 0, num_valid, stride_t, E, BLOCK_E)
-        root_hits_E = tl.max((_slots(root_CE, K, BLOCK_E) < K).to(tl.int32), axis=0)
+        root_CE = load_logits(logits_ptr, copies_C * 0, num_valid, stride_t, E, BLOCK_E)
+        root_hits_E = tl.max((best_slots(root_CE, E, K, BLOCK_E) < K).to(tl.int32), axis=0)
     kept_E = _shortlist(ranked_E, root_hits_E > 0, ranked_ptr, budget, coverage, E, K, BLOCK_E, CHUNK)
 
     # Even copies choose as the router does, odd ones as planned: truncation keeps the natural choice and drops what is
     # not kept; substitution chooses among the kept.
     is_own_C = copies_C % 2 == 0
-    own_CE = _load(logits_ptr, copies_C * 0 + row, num_valid, stride_t, E, BLOCK_E)
+    own_CE = load_logits(logits_ptr, copies_C * 0 + row, num_valid, stride_t, E, BLOCK_E)
     is_valid_C = copies_C * 0 + row < num_valid
-    most_C, total_C = _softmax_parts(own_CE, is_valid_C)
+    most_C, total_C = softmax_parts(own_CE, is_valid_C)
     is_free_CE = is_own_C[:, None] | kept_E[None, :]
-    slots_CE = _slots(tl.where(is_free_CE | (truncates != 0), own_CE, float("-inf")), K, BLOCK_E)
+    slots_CE = best_slots(tl.where(is_free_CE | (truncates != 0), own_CE, float("-inf")), E, K, BLOCK_E)
     chosen_CE = slots_CE < K
     lives_CE = chosen_CE & is_free_CE & is_valid_C[:, None]
-    weights_CE = _weigh(own_CE, lives_CE, most_C, total_C, RULE).to(weights_ptr.dtype.element_ty)
+    weights_CE = weigh(own_CE, lives_CE, most_C, total_C, RULE).to(weights_ptr.dtype.element_ty)
     at_CE, is_written_CE = (copies_C * T + row)[:, None] * K + slots_CE, chosen_CE & (copies_C < 2)[:, None]
     tl.store(ids_ptr + at_CE, tl.zeros_like(slots_CE) + experts_E[None, :], mask=is_written_CE)
     tl.store(weights_ptr + at_CE, weights_CE, mask=is_written_CE)

@@ -107,7 +107,7 @@ class Calculator:
         except ValueError as error:
             return said(f"{error} {STILL}"), *[gr.skip()] * 4
         lines = said("\n".join(advice_lines(advice, accepted)))
-        return said(advice.headline), lines, choices_table(advice), floors_table(advice), figure
+        return said("\n".join(advice.headlines)), lines, choices_table(advice), floors_table(advice), figure
 
     def _here(self) -> Any:
         """This machine, as it was measured for the chat's advice."""

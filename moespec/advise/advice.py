@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from moespec.advise.acceptance import MAX_DEPTH, SIZES, Acceptance, parse_rates, parse_tokens, recorded
-from moespec.advise.choice import MODELLED, UNKNOWN, Choice, choose, say
-from moespec.advise.costs import ENGINE_ON_CUDA, FREE_DRAFTS, DraftShape, ModelledCosts, modelled_bounds
-from moespec.advise.devices import TYPED, Device, find_device
+from moespec.advise.choice import Choice
+from moespec.advise.costs import FREE_DRAFTS, DraftShape, ModelledCosts
+from moespec.advise.devices import Device, find_device
+from moespec.advise.judgement import USUAL_ROWS, InEngine, judge, with_engine
 from moespec.advise.targets import AdvisedTarget, describe_target
 from moespec.advise.unions import Unions, read_record, sizes_of, unions_of
 from moespec.config import EMBEDDED_TARGET
 from moespec.cost import ModelShape, break_even_tokens, budget_ladder
 from moespec.lean import MAX_HIDDEN_SIZE
-
-# The mean fall of accepted tokens under the paper's budgets, about half of the experts: arXiv 2602.16052, second-hand.
-ACCEPTED_UNDER_BUDGET = 1 - 0.014
-USUAL_ROWS = 16  # of the tree that is named where no other is asked for
 
 
 @dataclass(frozen=True)
@@ -59,33 +56,11 @@ class BudgetRow:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What to do, in one word and one sentence.
-
-    lossless, budgeted   the fastest choice without a budget, and with one of `least_budget` or more; None where no
-                         acceptance is known, or no such budget is left
-    """
-
-    verdict: str
-    headline: str
-    lossless: Choice | None
-    budgeted: Choice | None
-
-
-@dataclass(frozen=True)
-class InEngine:
-    """The judgement where steps take more than reading: with this engine's overhead on a GPU. plain_ms: expected."""
-
-    plain_ms: float
-    judgement: Judgement
-
-
-@dataclass(frozen=True)
 class Advice:
     """Plain data, JSON-safe. Times and speed-ups are modelled; the sources say where their inputs are from.
 
-    headline to budgeted   `Judgement`'s, as if reading were all, which optimised servers come near to
-    in_engine              None where the device is no GPU, or known by its bandwidth alone
+    headline to budgeted   `Judgement`'s, as if reading were all
+    in_engine              None where the engine's kernels do not run, or the device is known by its bandwidth alone
     """
 
     headline: str
@@ -165,11 +140,8 @@ def advise(
     costs = ModelledCosts(model.shape, found, draft, model.kv_bytes, unions.expected)
     known = typed or _recorded(model.shape)
     least = checked_least_budget(least_budget, model.shape)
-    ladder = budget_ladder(model.shape.top_k, model.shape.num_experts)
-    judgement = _judge(known, costs, unions, least)
-    loaded, in_engine = _in_engine(costs), None
-    if loaded is not None:
-        in_engine = InEngine(loaded.plain_ms, _judge(known, loaded, unions, least))
+    ladder, loaded = budget_ladder(model.shape.top_k, model.shape.num_experts), with_engine(costs)
+    judgement = judge(known, costs, unions, least)
     return Advice(
         headline=judgement.headline,
         verdict=judgement.verdict,
@@ -185,7 +157,7 @@ def advise(
         budgets=[_budget_row(budget, costs, loaded) for budget in ladder],
         lossless=judgement.lossless,
         budgeted=judgement.budgeted,
-        in_engine=in_engine,
+        in_engine=None if loaded is None else InEngine(loaded.plain_ms, judge(known, loaded, unions, least)),
         notes=_notes(model, found, costs),
     )
 
@@ -208,27 +180,6 @@ def _usual_head(model: AdvisedTarget, device: Device) -> DraftShape:
 def _recorded(shape: ModelShape) -> Acceptance | None:
     record = read_record()
     return recorded(record) if tuple(record["sizes"]) == sizes_of(shape) else None
-
-
-def _accepted_under(num_rows: float, budget: int | None) -> float:
-    return 1.0 if budget is None else ACCEPTED_UNDER_BUDGET
-
-
-def _in_engine(costs: ModelledCosts) -> ModelledCosts | None:
-    """With this engine's overhead, where the device is a GPU that is known by more than its bandwidth."""
-    is_gpu = costs.device.kind == "cuda" and costs.device.source != TYPED
-    return replace(costs, overhead=ENGINE_ON_CUDA) if is_gpu else None
-
-
-def _judge(known: Acceptance | None, costs: ModelledCosts, unions: Unions, least: int) -> Judgement:
-    if known is None:
-        pays = break_even_tokens(costs.verify_ms(USUAL_ROWS, None), costs.plain_ms)
-        headline = f"No verdict without an acceptance: verifying {USUAL_ROWS} rows costs as much as {pays:.1f} plain "
-        return Judgement(UNKNOWN, f"{headline}steps; give what your drafter reaches.", None, None)
-    bounded, shape = modelled_bounds(costs, unions), costs.shape
-    budgets = [budget for budget in budget_ladder(shape.top_k, shape.num_experts) if budget >= least]
-    lossless, budgeted = (choose(known, bounded, some, _accepted_under) for some in ([None], budgets))
-    return Judgement(*say(lossless, budgeted, MODELLED), lossless, budgeted)
 
 
 def _with_drafting(costs: ModelledCosts, num_rows: int, budget: int | None) -> float:
@@ -274,12 +225,9 @@ def _notes(model: AdvisedTarget, device: Device, costs: ModelledCosts) -> list[s
         notes.append(f"Weights and cache take {needed / 1e9:.1f} GB and {fit} into {device.memory_bytes / 1e9:.0f} GB.")
     if costs.draft != FREE_DRAFTS:
         notes.append("Drafting is that of a usual EAGLE-3 head: one layer of the target's width, 32,000 words at most.")
-    if _in_engine(costs) is not None:
-        notes.append(
-            "Servers with few launches come near to reading alone. This engine takes "
-            f"{ENGINE_ON_CUDA.step_ms:g} ms a step, {ENGINE_ON_CUDA.layer_ms:g} ms a layer and "
-            f"{ENGINE_ON_CUDA.level_ms:g} ms a level of drafting beside it, as measured on an H200."
-        )
+    if (loaded := with_engine(costs)) is not None:
+        where = "" if device.name == "H200" else "; here it is assumed"
+        notes.append(f"This engine takes {loaded.overhead.in_words}: measured on an H200{where}.")
     if device.flops_per_s is not None:
         notes.append("On a CPU arithmetic counts too: times are bytes over bandwidth plus products over their speed.")
     return notes

@@ -23,7 +23,7 @@ class Device:
     """bytes_per_s of reading; memory_bytes that weights may take, where known. `source` says where they come from.
 
     flops_per_s: of products with few rows, where arithmetic counts beside reading: on CPUs. A GPU that reads one weight
-    for 64 rows has arithmetic to spare.
+    for 64 rows has arithmetic to spare. runs_kernels: whether the engine's Triton kernels and CUDA graphs run on it.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Device:
     memory_bytes: int | None = None
     flops_per_s: float | None = None
     kind: str = "cuda"
+    runs_kernels: bool = False
 
 
 # GB/s and GB, from the makers' datasheets.
@@ -53,6 +54,7 @@ _DATASHEETS: dict[str, tuple[float, float]] = {
     "T4": (320, 16),
 }
 DEVICE_NAMES = tuple(_DATASHEETS)
+_WITHOUT_KERNELS = ("MI300X", "T4")  # not CUDA; compute capability below that of the kernels
 
 
 def find_device(name: str) -> Device:
@@ -64,7 +66,8 @@ def find_device(name: str) -> Device:
         raise ValueError(f"device={name!r} is not known: use {', '.join((*HERE, *_DATASHEETS))}, or give a bandwidth.")
     name = known[name.lower()]
     gb_per_s, gb = _DATASHEETS[name]
-    return Device(name, DATASHEET, gb_per_s * 1e9, int(gb * 1e9))
+    runs_kernels = name not in _WITHOUT_KERNELS
+    return Device(name, DATASHEET, gb_per_s * 1e9, int(gb * 1e9), runs_kernels=runs_kernels)
 
 
 def device_of_bandwidth(gb_per_s: float) -> Device:
@@ -88,6 +91,7 @@ def this_device(kind: str = "auto") -> Device:
         memory_bytes=memory,
         flops_per_s=None if is_cuda else _flops_per_s(device),
         kind=device.type,
+        runs_kernels=is_cuda and torch.cuda.get_device_capability(device) >= (8, 0),
     )
 
 

@@ -61,11 +61,21 @@ def advice_text(advice: Advice) -> str:
         ),
         "",
         f"Acceptance: {advice.acceptance_source or 'not known'}",
-        *_choices(advice.lossless, advice.budgeted, advice.least_budget),
+        *_judged(advice),
         "",
         *advice.headlines,
     ]
     return "\n".join(lines)
+
+
+def _judged(advice: Advice) -> list[str]:
+    if advice.in_engine is None:
+        return _choices(advice.lossless, advice.budgeted, advice.least_budget)
+    loaded = advice.in_engine.judgement
+    return [
+        *_choices(advice.lossless, advice.budgeted, advice.least_budget, " where reading is all"),
+        *_choices(loaded.lossless, loaded.budgeted, advice.least_budget, " in this engine"),
+    ]
 
 
 def _or_dash(pays_above: float | None) -> str:
@@ -165,10 +175,10 @@ def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]
     return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
 
 
-def _choices(lossless: Choice | None, budgeted: Choice | None, least_budget: int) -> list[str]:
+def _choices(lossless: Choice | None, budgeted: Choice | None, least_budget: int, where: str = "") -> list[str]:
     found = (("without a budget", lossless), (f"with one of {least_budget} or more, lossy", budgeted))
     return [
-        f"Fastest {what}: {choice.setting}: {choice.num_rows:.1f} rows, {choice.experts:.1f} experts, "
+        f"Fastest{where} {what}: {choice.setting}: {choice.num_rows:.1f} rows, {choice.experts:.1f} experts, "
         f"{choice.tokens_per_step:.2f} tokens per step, pays above {choice.break_even:.2f}: {choice.gain}"
         for what, choice in found
         if choice is not None

@@ -39,7 +39,7 @@ def governor_ratios(measured: Sequence[ArmMeasurements], prompts: Sequence[Bench
 def _to_fastest(entry: ArmMeasurements, rivals: Sequence[ArmMeasurements], chosen: Sequence[int]) -> dict[str, Any]:
     """In each round against the rival that was the fastest in the others, as a sweep would have found it before: who is
     the fastest of a dozen in the very round that is compared has been lucky in it (a single round has no others). Of
-    every prompt the round of the middle ratio."""
+    every prompt the middle round, or both middle ones, by ratio."""
     rounds = range(len(entry.rounds[chosen[0]]))
     theirs = [_fastest(rivals, chosen, [n for n in rounds if n != number] or rounds) for number in rounds]
     pairs = [

@@ -35,7 +35,7 @@ MASS_MEMORY = 0.95  # of the mass that was kept, at each step that is learnt fro
 NUM_LOWER = 3  # thresholds below the best, to which trees are grown to see further
 LOOK_EVERY = 64, 256  # steps: as a rule, and at the most where nothing is drafted
 FIRST_ATTENDED = 24  # steps that are learnt from; then some, ever fewer as long as the plan stays as it is
-ATTEND_EVERY, ATTEND_LESS, LEAST_ATTENDED = 3, 1.5, 12
+ATTEND_EVERY, ATTEND_LESS, LONGEST_UNATTENDED = 3, 1.5, 12
 NUM_UNLEARNT = 3  # steps that are learnt from in one go; then there is a new plan
 NUM_CLOSE_LOOKS, LOOK_COST = 6, 2.0  # that follow one that paid; at the most, in plain steps, where nothing is drafted
 ROOT = Tree((1.0,), (0,), (-1,))
@@ -69,8 +69,9 @@ class Utility:
             if is_other:
                 self._account = Account()  # what is asked for has changed, and with it what steps cost and bring
             before, plan = plan, self._planned(tree, budget)
-            is_new = plan.usual != before.usual
-            self._attend_every = ATTEND_EVERY if is_new else min(self._attend_every * ATTEND_LESS, LEAST_ATTENDED)
+            is_same = plan.usual == before.usual and plan.candidates is before.candidates
+            longer = min(self._attend_every * ATTEND_LESS, LONGEST_UNATTENDED)
+            self._attend_every = longer if is_same and self._num_steps >= FIRST_ATTENDED else ATTEND_EVERY
             self._plan = plan
         is_look = self._num_close_looks > 0 or self._num_steps >= self._next_look
         if is_look:

@@ -101,7 +101,7 @@ def drawn(question: Question, here: Device | None = None) -> Any:
 
 
 def is_hollow(trace: Any) -> bool:
-    return "-open" in trace.marker.symbol and (trace.mode == "markers" or trace.line.dash in ("dash", "dot"))
+    return "-open" in trace.marker.symbol and (trace.mode == "markers" or trace.line.dash in ("dash", "dot", "dashdot"))
 
 
 @pytest.mark.parametrize("model", [*PUBLISHED, TYPED_MODEL])

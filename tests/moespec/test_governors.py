@@ -209,6 +209,29 @@ def test_utility_finds_back_to_drafting_when_text_becomes_easy(first, then):
     assert found["rate"] >= 0.9 * best
 
 
+class Counted(Utility):
+    """Counts the steps that it learns of."""
+
+    num_learnt = 0
+
+    def _learn_of(self, seen):
+        self.num_learnt += 1
+        super()._learn_of(seen)
+
+
+def test_utility_learns_of_ever_fewer_steps_while_its_plan_stays_and_of_more_when_another_tree_is_asked_for():
+    """In a world that is the same at every step. Looks at trees grown further are learnt of, too: one in 64."""
+    governor, known = Counted(world("sure").table), world("sure")
+    learnt = []
+    for num_steps, asked in ((400, ASKED), (240, ASKED), (24, TreeConfig(4, 3, 1, 0))):
+        before = governor.num_learnt
+        known.run(governor, num_steps, asked)
+        learnt.append((governor.num_learnt - before) / num_steps)
+    first, settled, other = learnt
+    assert 1 / 14 < settled < 1 / 6 < other
+    assert first > settled
+
+
 def test_utility_stays_within_the_tree_that_is_asked_for():
     governor, asked = Utility(table()), TreeConfig(8, 4, 2, 0.3)
     for _ in range(200):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,18 @@ import pytest
 from moespec import EMBEDDED_TARGET
 from moespec.advise import AdvisedTarget, advise, devices
 from moespec.advise.choice import DO_NOT, SPECULATE, UNKNOWN
-from moespec.advise.costs import ENGINE_ON_CUDA, DraftShape, ModelledCosts
+from moespec.advise.costs import DraftShape, ModelledCosts, modelled_bounds
 from moespec.advise.devices import DEVICE_NAMES, Device, device_of_bandwidth, find_device
+from moespec.advise.judgement import with_engine
 from moespec.advise.targets import describe_target
-from moespec.advise.unions import read_record
+from moespec.advise.unions import Unions, read_record
 from moespec.bench.machine import Ceilings
 from moespec.cli import main
 from moespec.cost import WORKED_SHAPES, step_bytes
 from moespec.published import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[3]
+H200_RECORDS = "step-models-h200", "step-h200"
 SLOW_CPU = Device("a CPU", "measured", 30e9, memory_bytes=8 << 30, flops_per_s=1e11, kind="cpu")
 
 
@@ -67,26 +70,27 @@ def test_published_speculation_on_qwen_loses_and_wins_under_a_budget():
     assert default.least_budget == 64 and default.budgeted.budget in (64, 96)
 
 
-STEPS_ON_AN_H200 = [
-    (run["models"][0]["model"], arm)
-    for run in json.loads((ROOT / "assets" / "bench" / "step-models-h200.json").read_text(encoding="utf-8"))
-    for arm in run["models"][0]["arms"]
-]
+def steps_on_an_h200():
+    """(model, arm) of whole steps with random weights and recorded routing, and of the embedded pair."""
+    records = [json.loads((ROOT / "assets" / "bench" / f"{name}.json").read_text()) for name in H200_RECORDS]
+    runs = [*records[0], records[1]]
+    return [(run["models"][0]["model"], arm) for run in runs for arm in run["models"][0]["arms"]]
 
 
 @pytest.mark.parametrize(
-    ("name", "arm"), STEPS_ON_AN_H200, ids=lambda part: part if isinstance(part, str) else part["name"]
+    ("name", "arm"), steps_on_an_h200(), ids=lambda part: part if isinstance(part, str) else part["name"]
 )
 def test_this_engines_steps_on_an_h200_are_as_they_were_measured(name, arm):
-    """Whole steps with random weights, their experts by recorded routing."""
-    target = describe_target(name, None, "auto", on_cpu=False, context=0)
-    draft = DraftShape.eagle3(target.shape.hidden_size, target.vocab_size, 2)
-    costs = ModelledCosts(
-        *(target.shape, find_device("H200"), draft, 0, lambda num_rows: arm["experts_active"]), overhead=ENGINE_ON_CUDA
-    )
-    num_rows, depth, *_ = arm["tree"]
-    found_ms = costs.predict_ms(num_rows, None, depth if num_rows > 1 else 0)
-    assert found_ms == pytest.approx(arm["step_ms"], rel=0.08)
+    """In ms, and in plain steps, which is what decides."""
+    target = EMBEDDED_TARGET if name == "embedded" else name
+    described = describe_target(target, None, "bfloat16", on_cpu=False, context=0)
+    draft = DraftShape.eagle3(described.shape.hidden_size, described.vocab_size, 2)
+    costs = ModelledCosts(described.shape, find_device("H200"), draft, 0, lambda num_rows: arm["experts_active"])
+    engine, (num_rows, depth, *_) = with_engine(costs), arm["tree"]
+    found_ms = engine.predict_ms(num_rows, None, depth if num_rows > 1 else 0)
+    assert found_ms == pytest.approx(arm["step_ms"], rel=0.085)
+    plain_ms = replace(engine, union=lambda num_rows: 8.0).plain_ms
+    assert found_ms / plain_ms == pytest.approx(arm["break_even_tokens"], rel=0.115)
 
 
 def test_beside_the_bytes_a_larger_tree_costs_less_of_a_plain_step():
@@ -97,9 +101,28 @@ def test_beside_the_bytes_a_larger_tree_costs_less_of_a_plain_step():
     assert all(1 < row.in_engine < on_card.sizes[-1].in_engine for row in on_card.budgets[:-1])
     judgement = on_card.in_engine.judgement
     assert judgement.verdict == SPECULATE and judgement.lossless.speedup > on_card.lossless.speedup
-    assert judgement.lossless.low < judgement.lossless.speedup < judgement.lossless.high
     assert typed.in_engine is None and all(row.in_engine is None for row in (*typed.sizes, *typed.budgets))
     assert advise("OLMoE-1B-7B", SLOW_CPU).in_engine is None
+
+
+def test_an_overhead_that_may_be_less_or_more_widens_the_bounds_on_its_own_side():
+    target, unions = describe_target("Qwen3-30B-A3B", None, "auto", on_cpu=False, context=0), Unions(128, 8, "", {})
+    costs = ModelledCosts(target.shape, find_device("H200"), DraftShape(1e8, 1e8), 0, unions.expected)
+
+    def in_plain_steps(some):
+        return some.predict_ms(16, 32, 4) / some.plain_ms
+
+    worst, best = modelled_bounds(with_engine(costs), unions).bounds[-1]
+    assert in_plain_steps(worst) > in_plain_steps(with_engine(costs)) > in_plain_steps(best)
+    assert len(modelled_bounds(costs, unions).bounds) == len(modelled_bounds(with_engine(costs), unions).bounds) - 1
+
+
+@pytest.mark.parametrize(("card", "runs"), [("H200", True), ("RTX-4090", True), ("T4", False), ("MI300X", False)])
+def test_of_this_engine_is_told_where_its_kernels_run(card, runs):
+    advice = advise("OLMoE-1B-7B", card, acceptance="0.8")
+    assert (advice.in_engine is not None) == runs == any("This engine takes" in note for note in advice.notes)
+    assert ("assumed" in " ".join(advice.notes)) == (runs and card != "H200")
+    assert len(advice.headlines) == 1 + runs
 
 
 def test_a_ratio_does_not_depend_on_the_bandwidth_and_milliseconds_do():
