@@ -65,7 +65,9 @@ def test_a_closed_stream_ends_the_workers_run(page):
 def test_a_worker_that_dies_is_a_sentence_and_the_next_answer_is_written(page):
     assert page["died"]["worker"] == page["died_early"]["worker"] == -9
     kind, sentence = page["died"]["error"]
-    assert kind == "CutOffError" and "GPU task aborted. What was written stays" in sentence
+    # Killed between two messages, or in the middle of one.
+    assert "GPU task aborted. What" in sentence or sentence.startswith("The GPU worker ended before its answer did")
+    assert kind == "CutOffError" and "What was written stays" in sentence
     assert page["died_early"]["error"] == [
         "ValueError",
         "ZeroGPU gave no answer: GPU task aborted. Ask again, or for fewer tokens.",
