@@ -78,6 +78,20 @@ def test_a_bad_file_is_a_sentence_and_what_was_open_stays(replay, tmp_path, harm
     assert replay.locator("#replay .mss-tokens").inner_text() == tokens
 
 
+def test_a_file_of_100_megabytes_is_a_sentence_and_what_was_open_stays(replay, tmp_path):
+    open_file(replay, STORY)
+    replay.wait_for_selector('#replay .mss[data-status="opened"]', timeout=LONG)
+    before = replay.locator("#replay .mss-message").inner_text()
+    large = tmp_path / "large.jsonl"
+    with large.open("wb") as file:
+        file.truncate(100 << 20)
+    open_file(replay, large)
+    said = replay.get_by_text("exceed the maximum allowed size of 64.0 Mb").first
+    expect(said).to_be_visible(timeout=LONG)
+    assert replay.locator("#replay .mss-message").inner_text() == before
+    expect(replay.locator("#replay .mss-tokens")).to_contain_text("Once upon a time")
+
+
 def test_hostile_strings_in_a_file_stay_text(replay, tmp_path):
     replay.evaluate("window.harmed = false")
     hostile = "<img src=x onerror='window.harmed=true'></script><script>window.harmed=true</script>"
