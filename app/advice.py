@@ -19,15 +19,15 @@ from moespec.advise.choice import DO_NOT, SPECULATE, WITH_A_BUDGET, WORTH_A_LOSS
 from moespec.config import TreeConfig
 from moespec.cost import ModelShape
 
-GREY = "#64748b"
-
 if TYPE_CHECKING:
     from moespec.advise import Acceptance, Advice, Choice, Judgement
     from moespec.advise.advice import BudgetRow, SizeRow
 
+GREY = "#64748b"
+
 
 def recommended(advice: Advice) -> Settings | None:
-    """The page's settings of what the headline advises first, plain decoding included; None without a verdict."""
+    """The page's settings of what is advised first for its engine, plain decoding included; None without a verdict."""
     if _judgement(advice).verdict == DO_NOT:
         return Settings(budget=None, drafter="none")
     choice = _advised(advice)
@@ -37,7 +37,7 @@ def recommended(advice: Advice) -> Settings | None:
 
 
 def advice_in_words(advice: Advice) -> str:
-    """The headline in the words of the page's controls."""
+    """What is advised for the page's engine, in the words of its controls."""
     judgement, choice = _judgement(advice), _advised(advice)
     budgeted = judgement.budgeted
     if choice is None:
