@@ -120,11 +120,13 @@ def _arm_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _governor_table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = ["| governor | prompts | best fixed setting | against it | against plain |", "|---|---|---|---|---|"]
+    columns = "| governor | prompts | against the best fixed setting | best afterwards | against it | against plain |"
+    lines = [columns, "|---|---|---|---|---|---|"]
     for row in rows:
-        pairs = (
+        swept, afterwards, plain = (
             "{:.2f} ({:.2f}–{:.2f})".format(row[name]["ratio"], *row[name]["interval_95"])
-            for name in ("to_best_fixed", "to_plain")
+            for name in ("to_best_fixed", "to_best_afterwards", "to_plain")
         )
-        lines.append(f"| {row['governor']} | {row['class']} | {row['best_fixed']} | {' | '.join(pairs)} |")
+        cells = (row["governor"], row["class"], swept, row["best_afterwards"], afterwards, plain)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

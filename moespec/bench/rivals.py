@@ -14,10 +14,18 @@ from moespec.bench.arms import Arm
 from moespec.bench.measure import ArmMeasurements, BenchPrompt
 from moespec.bench.timed import Timed, overall, paired_ratio
 
+NUM_PARTS = 4  # of the prompts, each held against what was found on the others
+
 
 def governor_ratios(measured: Sequence[ArmMeasurements], prompts: Sequence[BenchPrompt]) -> list[dict[str, Any]]:
     """Of one group, per governor and class of prompts: against the fastest fixed setting that it might have chosen, and
-    against plain decoding. Paired by prompt, with 95 % intervals. `best_fixed`: the fastest over all rounds."""
+    against plain decoding. Paired by prompt, with 95 % intervals.
+
+    to_best_fixed       every prompt against the setting that was the fastest on other prompts of its class, as whoever
+                        sweeps settings finds it
+    to_best_afterwards  against `best_afterwards`, the fastest on these very prompts: of a dozen that are about as good,
+                        one has been lucky with them
+    """
     places: dict[str, list[int]] = {"all": list(range(len(prompts)))}
     for place, prompt in enumerate(prompts):
         places.setdefault(prompt.name.rsplit("-", 1)[0], []).append(place)
@@ -26,32 +34,38 @@ def governor_ratios(measured: Sequence[ArmMeasurements], prompts: Sequence[Bench
     for entry in (entry for entry in measured if entry.arm.governor != "fixed"):
         allowed = [rival for rival in measured if rival.arm.governor == "fixed" and _might_choose(entry.arm, rival)]
         for name, chosen in places.items():
-            every_round = range(len(entry.rounds[chosen[0]]))
+            best = _fastest(allowed, chosen)
             found.append(
                 {"governor": entry.arm.key, "class": name, "num_prompts": len(chosen)}
-                | {"best_fixed": _fastest(allowed, chosen, every_round).arm.key}
-                | {"to_best_fixed": _to_fastest(entry, allowed, chosen)}
-                | {"to_plain": _to_fastest(entry, [plain], chosen)}
+                | {"to_best_fixed": _against(entry, _swept(allowed, chosen), chosen)}
+                | {"to_best_afterwards": _against(entry, [best] * len(chosen), chosen), "best_afterwards": best.arm.key}
+                | {"to_plain": _against(entry, [plain] * len(chosen), chosen)}
             )
     return found
 
 
-def _to_fastest(entry: ArmMeasurements, rivals: Sequence[ArmMeasurements], chosen: Sequence[int]) -> dict[str, Any]:
-    """In each round against the rival that was the fastest in the others, as a sweep would have found it before: who is
-    the fastest of a dozen in the very round that is compared has been lucky in it (a single round has no others). Of
-    every prompt the middle round, or both middle ones, by ratio."""
-    rounds = range(len(entry.rounds[chosen[0]]))
-    theirs = [_fastest(rivals, chosen, [n for n in rounds if n != number] or rounds) for number in rounds]
+def _swept(rivals: Sequence[ArmMeasurements], chosen: Sequence[int]) -> list[ArmMeasurements]:
+    """For every chosen prompt the fastest rival on the chosen prompts that are not of its part; a single prompt has no
+    others."""
+    others = [[place for n, place in enumerate(chosen) if n % NUM_PARTS != part] for part in range(NUM_PARTS)]
+    best = [_fastest(rivals, part or chosen) for part in others]
+    return [best[n % NUM_PARTS] for n in range(len(chosen))]
+
+
+def _against(entry: ArmMeasurements, rivals: Sequence[ArmMeasurements], chosen: Sequence[int]) -> dict[str, Any]:
+    """On every chosen prompt against a rival of its own. Of its rounds the middle one counts, or both middle ones, by
+    ratio."""
     pairs = [
-        _middle([(entry.rounds[place][number], theirs[number].rounds[place][number]) for number in rounds])
-        for place in chosen
+        _middle([*zip(entry.rounds[place], rival.rounds[place], strict=True)])
+        for place, rival in zip(chosen, rivals, strict=True)
     ]
     return paired_ratio([ours for ours, _ in pairs], [other for _, other in pairs])
 
 
-def _fastest(rivals: Sequence[ArmMeasurements], chosen: Sequence[int], rounds: Sequence[int]) -> ArmMeasurements:
+def _fastest(rivals: Sequence[ArmMeasurements], chosen: Sequence[int]) -> ArmMeasurements:
     """Most often ahead of all together: a machine that others use is fast for minutes and slow for minutes, so that
     speeds of different rounds tell little of each other."""
+    rounds = range(len(rivals[0].rounds[chosen[0]]))
 
     def in_round(rival: ArmMeasurements, number: int) -> float:
         return overall([rival.rounds[place][number] for place in chosen])

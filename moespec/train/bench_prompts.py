@@ -32,14 +32,14 @@ def cut(messages: list[dict], tokenizer: Any, rng: random.Random) -> list[dict] 
 def held_out_prompts(documents: list[dict], tokenizer: Any, seed: int, num_by_group: dict[str, int]) -> Iterator[dict]:
     """The prompts in a fixed order: tasks, then group by group. ValueError if a group has too few documents."""
     rng = random.Random(seed)
-    asked: list[list[dict]] = []
+    asked: set[str] = set()
     for _ in range(MOST_DRAWS * num_by_group["tasks"]):
         if len(asked) == num_by_group["tasks"]:
             break
         task = generate_task(rng, FAMILIES[len(asked) % len(FAMILIES)], held_out=True)
-        if task.messages[:1] not in asked:
+        if (question := task.messages[0]["content"]) not in asked:
             yield {"id": f"tasks-{len(asked):02}", "source": f"task: {task.family}", "messages": task.messages[:1]}
-            asked.append(task.messages[:1])
+            asked.add(question)
     if len(asked) < num_by_group["tasks"]:
         raise ValueError(f"the tasks give {len(asked)} different prompts instead of {num_by_group['tasks']}.")
     for group, wanted in num_by_group.items():
