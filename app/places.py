@@ -36,7 +36,7 @@ class Place:
 
     asked: by the page, kept here until its turn: at each message of an event a browser copies the widgets that it
     reads, and a conversation grows. serving: who writes the answer, once it has begun. changes: the way to another
-    process that does; is_deaf: it does not hear them.
+    process that does; is_deaf: it does not hear them. as_markdown: how the page shows it.
     """
 
     ticket: int
@@ -47,6 +47,7 @@ class Place:
     changes: ChangeFile | None = None
     moved: Settings | None = None
     is_deaf: bool = False
+    as_markdown: bool = False
     series: Series | None = None
     taken_s: float = field(default_factory=time.monotonic)
     passing_on: threading.Lock = field(default_factory=threading.Lock)

@@ -46,11 +46,12 @@ def worth_drawing(steps: Sequence[StepTrace]) -> StepTrace | None:
 
 
 def added_frame(first: int, steps: Sequence[StepTrace]) -> Frame:
-    """What is new of an answer to panels that know `first` steps of it: as `written`, and the step to draw, of which
-    they always have one."""
+    """What is new of an answer to panels that know `first` steps of it: as `written`, its text, and the step to draw,
+    of which they always have one."""
     drawn = worth_drawing(steps) or (steps[-1] if steps and first == 0 else None)
     about = {"first": first, "is_end": bool(steps) and steps[-1].summary is not None}
-    return about | {"now": None if drawn is None else step_frame(drawn)} | written(steps)
+    now = {"now": None if drawn is None else step_frame(drawn), "text": "".join(step.text for step in steps)}
+    return about | now | written(steps)
 
 
 def token_facts(step: StepTrace) -> list[str]:

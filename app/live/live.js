@@ -196,7 +196,9 @@ function draw() {
   drawScrubber(run, view.index);
   drawTree(run && shownFrame ? shownFrame.tree : null);
   drawLayers(run && shownFrame ? shownFrame.layers : null, summed());
+  writeWords();
   drawTokens(run, view.index); // last: to scroll, the browser lays out what all have changed
+  scrollWords();
   drawMs = performance.now() - began;
 }
 function soon() {

@@ -29,6 +29,7 @@ SCRIPTS = (
     "tail.js",
     "select.js",
     "listen.js",
+    "words.js",
     "live.js",
 )
 MAX_BLOCK, MAX_FACTS_BLOCK = 64, 512  # steps of one request
@@ -51,11 +52,13 @@ def script_name() -> str:
     return f"panels-{hashlib.sha256(script().encode()).hexdigest()[:12]}.js"
 
 
-def live_panels(recordings: Recordings, elem_id: str, value: Frame, *, movable: bool, only: str = "") -> gr.HTML:
-    """The component. Its template is constant: model text reaches the page through the script's `textContent` alone.
+def live_panels(
+    recordings: Recordings, elem_id: str, value: Frame, *, movable: bool, only: str = "", conversation: str = ""
+) -> gr.HTML:
+    """The component. Its template is constant: model text reaches the page through the script as text alone.
 
     movable: whether the tail's cut can be moved; the event `cut` then says to where. only: "tree", "heat" or "tail" for
-    that panel by itself.
+    that panel by itself. conversation: the chat (its elem_id) whose newest answer they write out.
     """
     lock = threading.Lock()  # of the sums
     known: WeakKeyDictionary[Recording, Sums] = WeakKeyDictionary()  # as far as they have been asked for
@@ -83,6 +86,7 @@ def live_panels(recordings: Recordings, elem_id: str, value: Frame, *, movable: 
         movable=movable,
         exports=not only,
         only=only,
+        conversation=conversation,
     )
 
 

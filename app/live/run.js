@@ -49,13 +49,14 @@ class Run {
   // source: { steps(id, first, last), facts(id, first, last), soFar(id, last) }, all promises; title: its name in a list.
   // facts: of tokens behind the first `numLearnt`, their origin alone.
   constructor(id, source, title) {
-    Object.assign(this, { id, source, title, layerNumbers: [], pieces: [], facts: [], steps: [], stepOf: [], frames: new Map(), asked: new Map(), numLearnt: 0, isLearning: false, isWhole: false });
+    Object.assign(this, { id, source, title, layerNumbers: [], pieces: [], text: "", facts: [], steps: [], stepOf: [], frames: new Map(), asked: new Map(), numLearnt: 0, isLearning: false, isWhole: false });
     this.drawnIndex = -1; // the newest step that is worth drawing
   }
 
   // What comes after what is known.
-  extend({ tokens, origins, series, now }) {
+  extend({ tokens, text, origins, series, now }) {
     this.pieces.push(...tokens.split(SEPARATOR).slice(0, -1));
+    this.text += text || "";
     this.facts.push(...[...origins].map((digit) => ({ origin: parseInt(digit, 36) })));
     for (const entry of series.split(";").slice(0, -1)) {
       const step = readStep(entry, this.steps.at(-1));

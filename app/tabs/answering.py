@@ -17,7 +17,7 @@ import gradio as gr
 from app.controls import read
 from app.live import notice
 from app.messages import History, shown
-from app.places import Asked
+from app.places import Asked, Place
 from app.recordings import Recordings
 from app.service import UNMEASURED, Service
 from app.stepping import MAX_TOGETHER
@@ -31,8 +31,9 @@ ENDINGS = {
     "stopped": "Stopped.",
     "stop": "Ended at a stop text.",
 }
-# Between two states of the text in the chat. A browser lays a long text out anew with every word.
-SHOWN_S, SHOWN_S_PER_CHARACTER = 0.25, 0.5 / 10_000
+# Between two states of the text that the chat is told: a browser lays the conversation out anew, a long one for longer.
+# Plain text is written out by the panels meanwhile (words.js); of Markdown this is all that is seen.
+SHOWN_S, MARKDOWN_SHOWN_S, SHOWN_S_PER_CHARACTER = 1.0, 0.25, 0.5 / 10_000
 KEEP_S = 1.0  # how often an answer that is being written is kept in the browser
 MEASURING = "Measuring what steps cost on this machine, once: the governor needs it. About ten seconds."
 MAX_WORDS = 400  # characters of a refusal, which may quote what was typed
@@ -49,12 +50,14 @@ class Answering:
     def __init__(self, service: Service, recordings: Recordings, recorded: dict[str, Any]) -> None:
         self._service, self._recordings, self._recorded = service, recordings, recorded
 
-    def join(self, session: str, visitor: str, messages: History, held: str) -> tuple[int, dict]:
+    def join(
+        self, session: str, visitor: str, messages: History, held: str, *, markdown: bool = False
+    ) -> tuple[int, dict]:
         """(the ticket, what the panels say): they ask for the first step from now on, if it is to come soon. ValueError
         if it cannot be answered, which changes nothing."""
         settings = read(held)
         place = self._service.queue.enter(session, visitor)
-        place.asked = Asked(messages, held, self._recordings.promise())
+        place.asked, place.as_markdown = Asked(messages, held, self._recordings.promise()), markdown
         if place.num_before >= MAX_TOGETHER:
             first = f"{MAX_TOGETHER} answers are written at a time, and {place.num_before} came first."
             return place.ticket, notice("waiting", f"{first} Yours comes after.")
@@ -62,7 +65,18 @@ class Answering:
             return place.ticket, notice("waiting", MEASURING)
         return place.ticket, notice("waiting", "Reading the prompt…") | {"run": place.asked.recording_id}
 
-    def answer(self, request: gr.Request, ticket: int, markdown: bool) -> Iterator[tuple]:
+    def view(self, session: str, history: History, *, markdown: bool) -> History:
+        """The conversation as it is to be shown from now on; of an answer that is being written, all that is there."""
+        place = self._service.queue.places.get(session)
+        if place is not None and place.asked is not None:
+            place.as_markdown = markdown
+            with contextlib.suppress(ValueError):  # it has not begun
+                steps = self._recordings.of(place.asked.recording_id).steps
+                if text := "".join(step.text for step in steps):
+                    history = [*place.asked.messages, {"role": "assistant", "content": text}]
+        return shown(history, markdown)
+
+    def answer(self, request: gr.Request, ticket: int) -> Iterator[tuple]:
         session, answered = request.session_hash or "", {"role": "assistant", "content": ""}
         place = self._service.queue.places.get(session)
         if place is None or place.ticket != ticket or place.asked is None:
@@ -72,16 +86,16 @@ class Answering:
 
         def written() -> Any:
             """What was held back, too."""
-            return shown([*messages, answered], markdown) if answered["content"] else gr.skip()
+            return shown([*messages, answered], place.as_markdown) if answered["content"] else gr.skip()
 
         try:
-            yield from self._stream(session, ticket, place.asked, answered, markdown)
+            yield from self._stream(session, place, place.asked, answered)
         except CutOffError as error:
             yield written(), notice("error", str(error)), gr.skip(), gr.skip(), gr.skip()
         except ValueError as error:
             # Nothing is lost: the message goes back to where it can be changed.
             back = messages[-1]["content"] if messages else gr.skip()
-            yield shown(messages[:-1], markdown), refusal(error), gr.skip(), back, gr.skip()
+            yield shown(messages[:-1], place.as_markdown), refusal(error), gr.skip(), back, gr.skip()
         except Exception as error:
             logging.exception("an answer failed")
             failed = f"The answer failed ({type(error).__name__}). What was written stays; retry, or ask again."
@@ -89,10 +103,10 @@ class Answering:
         finally:
             self._service.queue.leave(session, ticket)
 
-    def _stream(self, session: str, ticket: int, asked: Asked, answered: dict, markdown: bool) -> Iterator[tuple]:
+    def _stream(self, session: str, place: Place, asked: Asked, answered: dict) -> Iterator[tuple]:
         """(chat, panels' notice, id, prompt, kept): the notice at first, at the end and where its sentence changes, the
         recording's id once, at the end. The panels ask for steps as they are made (`routes.py`)."""
-        service, settings, messages = self._service, read(asked.held), asked.messages
+        service, ticket, settings, messages = self._service, place.ticket, read(asked.held), asked.messages
         kept = service.fit(messages, settings)
         num_dropped = len(messages) - len(kept)
         remark = f"The oldest {num_dropped} messages no longer fit the context and are not read." if num_dropped else ""
@@ -111,10 +125,12 @@ class Answering:
             if (told := service.queue.remark(session)) not in remark:
                 remark += told
             message, is_done = f"{remark} {_ending(steps[-1].summary)}".strip(), steps[-1].summary is not None
-            now, rest_s = time.monotonic(), SHOWN_S + len(answered["content"]) * SHOWN_S_PER_CHARACTER
+            now, least_s = time.monotonic(), MARKDOWN_SHOWN_S if place.as_markdown else SHOWN_S
+            rest_s = least_s + len(answered["content"]) * SHOWN_S_PER_CHARACTER
             if not is_done and message == said and now - shown_at < rest_s:
                 continue
-            shown_at, chat = now, shown([*messages, answered], markdown)
+            shown_at = now if answered["content"].strip() else 0.0  # Gradio shows no blank answer to write on
+            chat = shown([*messages, answered], place.as_markdown)
             frame: Any = gr.skip()
             if is_done or message != said:
                 said, frame = message, notice("done" if is_done else "writing", message) | {"run": recording.id}

@@ -47,7 +47,7 @@ class Chat:
                 with gr.Column(elem_id="knobs"):
                     self._build_knobs()
             with gr.Column(scale=6, min_width=320, elem_id="panels"):
-                self.live = live_panels(recordings, "live", recorded, movable=True)
+                self.live = live_panels(recordings, "live", recorded, movable=True, conversation="chat")
                 self.device = gr.Markdown("Loading the model…", elem_id="device")
         self.closer = Closer(recordings)
         self.ticket = gr.State(0)  # of the answer asked for last
@@ -101,7 +101,7 @@ class Chat:
         self.chat.undo(self._undo, [self.markdown, self.chat, controls.held], outputs, **asked)
         # Only who was given a ticket waits for the engine.
         answer_outputs = [self.chat, self.live, self.closer.finished, self.prompt, self.keeper]
-        self.ticket.change(self.answering.answer, [self.ticket, self.markdown], answer_outputs, **engine_turn)
+        self.ticket.change(self.answering.answer, self.ticket, answer_outputs, **engine_turn)
         # Of moves that come while one is on its way, the last one counts.
         moves = AT_ONCE | {"trigger_mode": "always_last"}
         controls.held.change(self._move, controls.held, self.preset, **moves)
@@ -165,7 +165,7 @@ class Chat:
     def _enter(self, request: gr.Request, messages: History, markdown: bool, held: str) -> tuple:
         try:
             session, visitor = request.session_hash or "", self.service.limits.visitor(request)
-            ticket, frame = self.answering.join(session, visitor, messages, held)
+            ticket, frame = self.answering.join(session, visitor, messages, held, markdown=markdown)
             return "", shown(messages, markdown), frame, ticket, kept_history(messages, held)
         except ValueError as error:
             return self._refused(request, error)
@@ -204,10 +204,10 @@ class Chat:
         self.service.queue.leave(request.session_hash or "")
         return self.recorded, None, "", FORGOTTEN
 
-    def _render(self, markdown: bool, history: History) -> tuple:
+    def _render(self, request: gr.Request, markdown: bool, history: History) -> tuple:
         """The other view: as text, or as Markdown."""
-        chat = gr.update(value=shown(plain(history), not markdown), render_markdown=not markdown)
-        return not markdown, chat
+        conversation = self.answering.view(request.session_hash or "", plain(history), markdown=not markdown)
+        return not markdown, gr.update(value=conversation, render_markdown=not markdown)
 
     def _restore(self, kept: gr.EventData, markdown: bool) -> tuple:
         """A conversation that the browser has kept. What is no conversation is passed over."""

@@ -124,7 +124,7 @@ def _governor_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [columns, "|---|---|---|---|---|---|"]
     for row in rows:
         swept, afterwards, plain = (
-            "{:.2f} ({:.2f}–{:.2f})".format(row[name]["ratio"], *row[name]["interval_95"])
+            "–" if row[name] is None else "{:.2f} ({:.2f}–{:.2f})".format(row[name]["ratio"], *row[name]["interval_95"])
             for name in ("to_best_fixed", "to_best_afterwards", "to_plain")
         )
         cells = (row["governor"], row["class"], swept, row["best_afterwards"], afterwards, plain)

@@ -15,14 +15,15 @@ from moespec.bench.measure import ArmMeasurements, BenchPrompt
 from moespec.bench.timed import Timed, overall, paired_ratio
 
 NUM_PARTS = 4  # of the prompts, each held against what was found on the others
+LEAST_SWEPT = 8  # prompts, of which a sweep tells anything
 
 
 def governor_ratios(measured: Sequence[ArmMeasurements], prompts: Sequence[BenchPrompt]) -> list[dict[str, Any]]:
     """Of one group, per governor and class of prompts: against the fastest fixed setting that it might have chosen, and
-    against plain decoding. Paired by prompt, with 95 % intervals.
+    against plain decoding. Paired by prompt, with 95 % intervals, given the settings that are held against.
 
     to_best_fixed       every prompt against the setting that was the fastest on other prompts of its class, as whoever
-                        sweeps settings finds it
+                        sweeps settings finds it; None of fewer than `LEAST_SWEPT` prompts
     to_best_afterwards  against `best_afterwards`, the fastest on these very prompts: of a dozen that are about as good,
                         one has been lucky with them
     """
@@ -34,10 +35,11 @@ def governor_ratios(measured: Sequence[ArmMeasurements], prompts: Sequence[Bench
     for entry in (entry for entry in measured if entry.arm.governor != "fixed"):
         allowed = [rival for rival in measured if rival.arm.governor == "fixed" and _might_choose(entry.arm, rival)]
         for name, chosen in places.items():
-            best = _fastest(allowed, chosen)
+            best, order = _fastest(allowed, chosen), sorted(chosen, key=lambda place: prompts[place].source)
+            swept = _against(entry, _swept(allowed, order), order) if len(chosen) >= LEAST_SWEPT else None
             found.append(
                 {"governor": entry.arm.key, "class": name, "num_prompts": len(chosen)}
-                | {"to_best_fixed": _against(entry, _swept(allowed, chosen), chosen)}
+                | {"to_best_fixed": swept}
                 | {"to_best_afterwards": _against(entry, [best] * len(chosen), chosen), "best_afterwards": best.arm.key}
                 | {"to_plain": _against(entry, [plain] * len(chosen), chosen)}
             )
@@ -45,10 +47,10 @@ def governor_ratios(measured: Sequence[ArmMeasurements], prompts: Sequence[Bench
 
 
 def _swept(rivals: Sequence[ArmMeasurements], chosen: Sequence[int]) -> list[ArmMeasurements]:
-    """For every chosen prompt the fastest rival on the chosen prompts that are not of its part; a single prompt has no
-    others."""
+    """For every chosen prompt the fastest rival on the chosen prompts that are not of its part. They lie in the order
+    of their sources, of which all parts have as much."""
     others = [[place for n, place in enumerate(chosen) if n % NUM_PARTS != part] for part in range(NUM_PARTS)]
-    best = [_fastest(rivals, part or chosen) for part in others]
+    best = [_fastest(rivals, places) for places in others]
     return [best[n % NUM_PARTS] for n in range(len(chosen))]
 
 

@@ -142,6 +142,11 @@ class Means:
             yield (self._rows[place] * rate - price * self._ms[place]) / self.num_steps[place]
 
 
+# Several shapes are about as good, and which of them recent steps favour is often luck: this one is left only for one
+# that seems better by so many tokens per step.
+USUAL, USUAL_LEAD = Shape(THRESHOLDS.index(0.16), is_chain=True), 0.05
+
+
 class Account:
     """What was seen of chains, which every tree shows, and of what branches add to them."""
 
@@ -169,19 +174,23 @@ class Account:
         self._branches.shorten()
 
     def best(self, price: float) -> Shape:
-        """What brings the most, where a ms is worth `price` tokens; `PLAIN` if nothing brings anything."""
+        """What brings the most, where a ms is worth `price` tokens, or `USUAL` if that brings hardly less; `PLAIN` if
+        nothing brings anything."""
         if self._num_seen < FIRST_SEEN:
             return Shape(START, is_chain=False)
         best, most, straight, branching = Shape(PLAIN, is_chain=True), 0.0, 0.0, -LEAD
+        usual = 0.0
         unknown = itertools.repeat(-float("inf"))  # of branches fewer steps tell
         gains = zip(self._chain.gains(price), itertools.chain(self._branches.gains(price), unknown), strict=False)
         for place, (of_chain, of_branches) in zip(reversed(range(PLAIN)), gains, strict=False):
             straight, branching = straight + of_chain, branching + of_branches
+            if place == USUAL.place:
+                usual = straight
             if straight > most:
                 best, most = Shape(place, is_chain=True), straight
             if straight + branching > most:
                 best, most = Shape(place, is_chain=False), straight + branching
-        return best
+        return USUAL if usual > max(0.0, most - USUAL_LEAD) else best
 
 
 def likeliest_chain(tree: Tree) -> list[int]:

@@ -30,12 +30,12 @@ from moespec.governors.costs import StepCosts, StepTimes
 from moespec.governors.hindsight import PLAIN, START, THRESHOLDS, Account, Shape, ShapeCosts, Tree
 from moespec.types import DraftTree
 
-MEMORY = 0.98  # share of what was seen that is kept at each step: about the last fifty count
+MEMORY = 0.99  # share of what was seen that is kept at each step: about the last hundred count
 MASS_MEMORY = 0.95  # of the mass that was kept, at each step that is learnt from
 NUM_LOWER = 3  # thresholds below the best, to which trees are grown to see further
 LOOK_EVERY = 64, 256  # steps: as a rule, and at the most where nothing is drafted
 FIRST_ATTENDED = 24  # steps that are learnt from; then some, ever fewer as long as the plan stays as it is
-ATTEND_EVERY, ATTEND_LESS, LONGEST_UNATTENDED = 3, 1.5, 12
+ATTEND_EVERY, ATTEND_LESS, LONGEST_UNATTENDED = 4, 1.5, 24
 NUM_UNLEARNT = 3  # steps that are learnt from in one go; then there is a new plan
 NUM_CLOSE_LOOKS, LOOK_COST = 6, 2.0  # that follow one that paid; at the most, in plain steps, where nothing is drafted
 ROOT = Tree((1.0,), (0,), (-1,))

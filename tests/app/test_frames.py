@@ -74,6 +74,7 @@ def test_a_frame_says_what_the_trace_says_in_under_5_kb(engine):
 def test_parts_of_an_answer_make_the_whole(engine):
     _, steps = answer(engine, temperature=0.9)
     parts = [added_frame(first, steps[first:last]) for first, last in ((0, 1), (1, 4), (4, 4), (4, len(steps)))]
+    assert "".join(part["text"] for part in parts) == steps[-1].summary.text
     for name, whole in written(steps).items():
         assert "".join(part[name] for part in parts) == whole
     assert [(part["first"], part["is_end"]) for part in parts] == [(0, False), (1, False), (4, False), (4, True)]

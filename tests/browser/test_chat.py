@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from playwright.sync_api import expect
 
 from tests.browser.visitor import FRAME, LONG, Visitor
@@ -29,6 +31,44 @@ def test_text_and_all_panels_change_while_the_answer_streams(watcher):
     watcher.wait("done")
     expect(page.locator("#live .mss-message")).to_have_text("Stopped.")
     assert page.locator(".mss-guessed").count() > 1, "accepted drafts are marked"
+
+
+# The words of the last answer of the conversation, and of the panels' tokens, of which some are no words.
+WORDS = """const last = (place) => [...document.querySelectorAll(place)].at(-1);
+    const words = () => ["#chat .bot", "#live .mss-tokens"].map((place) => last(place).textContent
+        .replace(/<[|][^|]*[|]>/g, "").replace(/[\\s]+/g, " ").trim());"""
+# At every animation frame of three seconds.
+WATCHED_WORDS = f"""() => new Promise((done) => {{
+    {WORDS}
+    const seen = [], began = performance.now();
+    const look = () => {{
+        seen.push(words());
+        if (performance.now() - began < 3000) requestAnimationFrame(look); else done(seen);
+    }};
+    requestAnimationFrame(look);
+}})"""
+
+
+def test_words_stand_in_the_conversation_with_their_step(watcher):
+    """Gradio is told of them once a second, which is not seen, nor that what it was told is older."""
+    page = watcher.page
+    watcher.ask_for_a_long_answer("Tell me a long story about a dog.")
+    watcher.wait("writing")
+    page.wait_for_function("document.querySelectorAll('#live .mss-tokens span').length > 8", timeout=LONG)
+    seen = page.evaluate(WATCHED_WORDS)
+    answers = [answer for answer, _ in seen]
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(answers)), "nothing is taken back"
+    assert len(set(answers)) > 12
+    assert sum(answer.startswith(tokens) for answer, tokens in seen) > 0.9 * len(seen)
+    # As Markdown it is Gradio's alone, and nothing of what stood there is taken back, either.
+    view = page.locator("#chat").get_by_role("button", name="Markdown")
+    view.click()
+    grown = f"[...document.querySelectorAll('#chat .bot')].at(-1).textContent.length > {len(answers[-1]) + 40}"
+    page.wait_for_function(grown, timeout=LONG)
+    view.click()
+    page.click("#stop")
+    watcher.wait("done")
+    page.wait_for_function(f"() => {{ {WORDS} return words()[0] === words()[1]; }}", timeout=LONG)
 
 
 def test_moving_the_budget_acts_on_the_running_answer(watcher):

@@ -22,6 +22,24 @@ def pytest_sessionstart() -> None:
     """Called where this folder was asked for by name."""
     if not CAN_RUN:
         raise pytest.UsageError("tests/kernels needs TRITON_INTERPRET=1 in the environment, or a CUDA device.")
+    if IS_INTERPRETED:
+        _look_languages_through_once()
+
+
+def _look_languages_through_once() -> None:
+    """At each call of one function by another, Triton's interpreter looks all of the language through for what it is to
+    replace: once for each function is enough. That was a quarter of a run."""
+    from triton.runtime import interpreter
+
+    replaced = set()
+
+    def call(self: interpreter.InterpretedFunction, *args: object, **kwargs: object) -> object:
+        if self.fn not in replaced:
+            interpreter._patch_lang(self.fn)
+            replaced.add(self.fn)
+        return self.rewrite()(*args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = call
 
 
 @pytest.fixture(autouse=True)

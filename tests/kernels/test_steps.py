@@ -120,9 +120,9 @@ def test_steps_are_those_of_the_cpu(family, budget):
             assert ours.tree.missing == theirs.tree.missing
 
 
-def test_a_seed_gives_the_text_that_it_gives_on_the_cpu(family):
+def test_a_seed_gives_the_text_that_it_gives_on_the_cpu():
     sampled = GenerationConfig(max_new_tokens=NUM_TOKENS, temperature=0.8, top_p=0.9, seed=7, ignore_eos=True)
-    texts = [run(planting_engine(family, backend), sampled)[-1].summary.token_ids for backend in ("triton", "cpu")]
+    texts = [run(planting_engine("mixtral", backend), sampled)[-1].summary.token_ids for backend in ("triton", "cpu")]
     assert texts[0] == texts[1]
 
 

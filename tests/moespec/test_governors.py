@@ -228,7 +228,7 @@ def test_utility_learns_of_ever_fewer_steps_while_its_plan_stays_and_of_more_whe
         known.run(governor, num_steps, asked)
         learnt.append((governor.num_learnt - before) / num_steps)
     first, settled, other = learnt
-    assert 1 / 14 < settled < 1 / 6 < other
+    assert 1 / 28 < settled < 1 / 12 < other
     assert first > settled
 
 

@@ -199,19 +199,21 @@ def test_texts_stand_at_the_lowest_temperature_of_an_arm():
 
 
 def test_a_run_can_be_interrupted_and_resumed(tmp_path, capsys):
-    out, plot = tmp_path / "results.jsonl", tmp_path / "frontier.html"
-    assert main([*SMALL, "--out", str(out), "--json", "--plot", str(plot)]) == 0
+    out, plot, texts = tmp_path / "results.jsonl", tmp_path / "frontier.html", tmp_path / "texts.jsonl"
+    texts.write_text("".join(TEXTS.read_text("utf-8").splitlines(keepends=True)[::8]), encoding="utf-8")
+    small = [*SMALL, "--texts", str(texts), "--out", str(out)]
+    assert main([*small, "--json", "--plot", str(plot)]) == 0
     whole = out.read_text(encoding="utf-8")
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [arm["arm"] for arm in summary["arms"]] == ["eagle3@16,8,3,0.12", "moe-spec:substitution:8@16,8,3,0.12"]
     assert set(summary["arms"][0]["perplexity"]) == {"tasks", "dialogue", "facts", "prose", "code"}
     assert "Plotly.newPlot" in plot.read_text(encoding="utf-8")
 
-    assert main([*SMALL, "--out", str(out)]) == 2
+    assert main(small) == 2
     assert "--resume" in capsys.readouterr().err
     lines = whole.splitlines(keepends=True)
     out.write_text("".join(lines[:-2]) + lines[-2][:40], encoding="utf-8")  # cut off in the last but one record
-    assert main([*SMALL, "--out", str(out), "--resume"]) == 0
+    assert main([*small, "--resume"]) == 0
     before, again = ([json.loads(line) for line in text.splitlines()] for text in (whole, out.read_text("utf-8")))
     assert again[: len(before) - 2] == before[:-2], "nothing lost"
     keys = [record_key(record) for record in again if record["kind"] != "run"]
@@ -220,8 +222,9 @@ def test_a_run_can_be_interrupted_and_resumed(tmp_path, capsys):
 
 
 def test_several_temperatures_are_told_apart(tmp_path, capsys):
-    arguments = ["--temperatures", "0", "1", "--seeds", "2", "--no-texts", "--json", "--out", str(tmp_path / "r.jsonl")]
-    assert main([*SMALL, *arguments, "--plot", str(tmp_path / "plot.html")]) == 0
+    arguments = ["--temperatures", "0", "1", "--seeds", "2", "--no-texts", "--max-new-tokens", "12", "--json"]
+    written = ["--out", str(tmp_path / "r.jsonl"), "--plot", str(tmp_path / "plot.html")]
+    assert main([*SMALL, *arguments, *written]) == 0
     arms = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=pytest.fail)["arms"]
     assert [(arm["temperature"], arm["overall"]["n"]) for arm in arms] == [(0, 12), (0, 12), (1, 12), (1, 12)]
     records = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text("utf-8").splitlines()[1:]]
