@@ -3,16 +3,21 @@
 // (answering.py), and what came since is put here into the very text that shows it. Owns nothing of that conversation:
 // where its answer is no single text (Markdown, for one), it waits for Gradio.
 const JOINT = "\u2060"; // as messages.py has it between the two
-let conversation = null, isAtEnd = true;
-const room = () => conversation.querySelector(".bubble-wrap");
+// Before what Gradio was told a moment ago is painted over what is known here.
+const overwritten = new MutationObserver(() => writeWords());
+let conversation = null, isAtEnd = true, before = { top: 0, height: 0 };
 
 function findConversation() {
   conversation = document.getElementById(props.conversation);
+  overwritten.disconnect();
   if (!conversation) return; // it comes later
-  // Before what Gradio was told a moment ago is painted over what is known here.
-  new MutationObserver(writeWords).observe(conversation, { childList: true, characterData: true, subtree: true });
+  overwritten.observe(conversation, { childList: true, characterData: true, subtree: true });
   conversation.addEventListener("scroll", ({ target }) => {
-    if (target === room()) isAtEnd = target.scrollTop + target.clientHeight >= target.scrollHeight - 24;
+    if (!target.matches(".bubble-wrap")) return;
+    const { scrollTop: top, scrollHeight: height, clientHeight } = target;
+    if (top < before.top && height >= before.height) isAtEnd = false; // somebody looks further up
+    else if (top + clientHeight >= height - 24) isAtEnd = true;
+    before = { top, height };
   }, { capture: true, passive: true });
 }
 // The text of the conversation's last message, if it is an answer's.
@@ -24,10 +29,11 @@ function answerText() {
 }
 function writeWords() {
   if (!props.conversation || !newestRun || root.dataset.status !== "writing") return;
-  if (!conversation) findConversation();
+  if (!conversation || !conversation.isConnected) findConversation();
   const shown = conversation && answerText(), text = newestRun.text.replaceAll("![", `!${JOINT}[`);
   if (shown && shown.length < text.length && text.startsWith(shown.data)) shown.appendData(text.slice(shown.length));
 }
 function scrollWords() {
-  if (conversation && isAtEnd && root.dataset.status === "writing") room().scrollTop = room().scrollHeight;
+  const room = conversation && isAtEnd && root.dataset.status === "writing" && conversation.querySelector(".bubble-wrap");
+  if (room) room.scrollTop = room.scrollHeight;
 }

@@ -9,6 +9,7 @@ import contextlib
 import html
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,8 +35,9 @@ ENDINGS = {
 # Between two states of the text that the chat is told: a browser lays the conversation out anew, a long one for longer.
 # Plain text is written out by the panels meanwhile (words.js); of Markdown this is all that is seen.
 SHOWN_S, MARKDOWN_SHOWN_S, SHOWN_S_PER_CHARACTER = 1.0, 0.25, 0.5 / 10_000
-KEEP_S = 1.0  # how often an answer that is being written is kept in the browser
+KEEP_S = 1.0  # how often, at the most, an answer that is being written is kept in the browser
 MEASURING = "Measuring what steps cost on this machine, once: the governor needs it. About ten seconds."
+MAX_ENDED = 1000  # conversations that browsers may not have caught up with
 MAX_WORDS = 400  # characters of a refusal, which may quote what was typed
 NEVER_BEGUN = (gr.skip(), notice("done", "Stopped before it began."), gr.skip(), gr.skip(), gr.skip())
 BESIDE = " Written beside other visitors' answers: the times are those of steps that are shared."
@@ -49,6 +51,7 @@ class Answering:
 
     def __init__(self, service: Service, recordings: Recordings, recorded: dict[str, Any]) -> None:
         self._service, self._recordings, self._recorded = service, recordings, recorded
+        self._ended: OrderedDict[str, History] = OrderedDict()  # each session's last conversation, by its end
 
     def join(
         self, session: str, visitor: str, messages: History, held: str, *, markdown: bool = False
@@ -68,13 +71,23 @@ class Answering:
     def view(self, session: str, history: History, *, markdown: bool) -> History:
         """The conversation as it is to be shown from now on; of an answer that is being written, all that is there."""
         place = self._service.queue.places.get(session)
-        if place is not None and place.asked is not None:
-            place.as_markdown = markdown
-            with contextlib.suppress(ValueError):  # it has not begun
-                steps = self._recordings.of(place.asked.recording_id).steps
-                if text := "".join(step.text for step in steps):
-                    history = [*place.asked.messages, {"role": "assistant", "content": text}]
-        return shown(history, markdown)
+        if place is None or place.asked is None:
+            return shown(self.caught_up(session, history), markdown)
+        place.as_markdown, messages = markdown, place.asked.messages
+        with contextlib.suppress(ValueError):  # it has not begun
+            text = "".join(step.text for step in self._recordings.of(place.asked.recording_id).steps)
+            messages = [*messages, {"role": "assistant", "content": text}] if text else messages
+        return shown(messages, markdown)
+
+    def caught_up(self, session: str, history: History) -> History:
+        """The conversation that a browser has, with the last words of its answer, which may be on their way to it."""
+        ended = self._ended.get(session, [])
+        is_behind = (
+            len(ended) == len(history) > 0
+            and ended[:-1] == history[:-1]
+            and ended[-1]["content"].startswith(history[-1]["content"])
+        )
+        return ended if is_behind else history
 
     def answer(self, request: gr.Request, ticket: int) -> Iterator[tuple]:
         session, answered = request.session_hash or "", {"role": "assistant", "content": ""}
@@ -101,6 +114,11 @@ class Answering:
             failed = f"The answer failed ({type(error).__name__}). What was written stays; retry, or ask again."
             yield written(), notice("error", failed), gr.skip(), gr.skip(), gr.skip()
         finally:
+            if answered["content"]:
+                self._ended[session] = [*messages, answered]
+                self._ended.move_to_end(session)
+                while len(self._ended) > MAX_ENDED:
+                    self._ended.popitem(last=False)
             self._service.queue.leave(session, ticket)
 
     def _stream(self, session: str, place: Place, asked: Asked, answered: dict) -> Iterator[tuple]:

@@ -130,7 +130,8 @@ class Chat:
     def _ask(self, request: gr.Request, text: str, markdown: bool, history: History, held: str) -> tuple:
         if not text.strip():
             return self._refused(request, ValueError("Write something first: the message is empty."))
-        return self._enter(request, [*plain(history), {"role": "user", "content": text}], markdown, held)
+        before = self.answering.caught_up(request.session_hash or "", plain(history))
+        return self._enter(request, [*before, {"role": "user", "content": text}], markdown, held)
 
     def _retry(self, request: gr.Request, markdown: bool, history: History, held: str) -> tuple:
         messages = plain(history)

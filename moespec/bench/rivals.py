@@ -22,8 +22,8 @@ def governor_ratios(measured: Sequence[ArmMeasurements], prompts: Sequence[Bench
     """Of one group, per governor and class of prompts: against the fastest fixed setting that it might have chosen, and
     against plain decoding. Paired by prompt, with 95 % intervals, given the settings that are held against.
 
-    to_best_fixed       every prompt against the setting that was the fastest on other prompts of its class, as whoever
-                        sweeps settings finds it; None of fewer than `LEAST_SWEPT` prompts
+    to_best_fixed       every prompt against the setting that was the fastest on others of the same class (or of all),
+                        as whoever sweeps settings finds it; None of fewer than `LEAST_SWEPT` prompts
     to_best_afterwards  against `best_afterwards`, the fastest on these very prompts: of a dozen that are about as good,
                         one has been lucky with them
     """
@@ -48,7 +48,7 @@ def governor_ratios(measured: Sequence[ArmMeasurements], prompts: Sequence[Bench
 
 def _swept(rivals: Sequence[ArmMeasurements], chosen: Sequence[int]) -> list[ArmMeasurements]:
     """For every chosen prompt the fastest rival on the chosen prompts that are not of its part. They lie in the order
-    of their sources, of which all parts have as much."""
+    of their sources, of which all parts have about as much."""
     others = [[place for n, place in enumerate(chosen) if n % NUM_PARTS != part] for part in range(NUM_PARTS)]
     best = [_fastest(rivals, places) for places in others]
     return [best[n % NUM_PARTS] for n in range(len(chosen))]

@@ -143,7 +143,7 @@ class Means:
 
 
 # Several shapes are about as good, and which of them recent steps favour is often luck: this one is left only for one
-# that seems better by so many tokens per step.
+# that seems better by so many tokens per step; with branches, by LEAD more.
 USUAL, USUAL_LEAD = Shape(THRESHOLDS.index(0.16), is_chain=True), 0.05
 
 

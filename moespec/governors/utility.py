@@ -4,8 +4,8 @@ Over a whole answer the most tokens per second come from steps that each maximis
 of a millisecond is the tokens that it brings anyway: what recent steps got, and what plain decoding gets at the least.
 
 1. The tree stops growing at the probability that would have brought the most so far, and is a chain where that would
-   have brought more: no row is drafted to be thrown away. Where plain decoding would have brought more, nothing is
-   drafted. `hindsight.py` keeps the account.
+   have brought more: no row is drafted to be thrown away. A usual chain is kept to where that would have brought hardly
+   less. Where plain decoding would have brought more, nothing is drafted. `hindsight.py` keeps the account.
 2. Now and then a tree is grown further, to see whether that would pay. Where nothing is drafted, that is done ever more
    rarely; but a tree that paid there is followed by some more at once, and the past counts for less. To learn takes
    time, too: the longer a plan stays as it is, the fewer steps are learnt from.

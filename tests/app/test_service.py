@@ -7,12 +7,14 @@ import json
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from app.controls import values_of
 from app.live import notice
+from app.messages import plain
 from app.places import Series
 from app.recordings import Recordings
 from app.service import Service
@@ -157,6 +159,26 @@ def test_who_comes_when_enough_are_written_is_told_to_wait(service):
     assert service.queue.num_beside("visitor 0") == 0, "none has begun"
     for name in names:
         service.queue.leave(name)
+
+
+def test_a_browser_that_lags_behind_its_answer_loses_nothing_of_the_conversation(service):
+    """What it shows is older than what is written, before the first word, in the middle and after the end."""
+    recordings, request = Recordings(), SimpleNamespace(session_hash="visitor")
+    answering, held = Answering(service, recordings, {}), json.dumps(values_of(replace(LONG, max_new_tokens=60)))
+    question = said(PROMPTS[1])
+    ticket, _ = answering.join("visitor", "", question, held)
+    assert plain(answering.view("visitor", [], markdown=True)) == question
+    frames = answering.answer(request, ticket)
+    next(frames)
+    _, written = plain(answering.view("visitor", question, markdown=False))
+    *_, last = frames
+    whole = plain(last[0])
+    assert whole[:-1] == question and whole[-1]["content"].startswith(written["content"]) and written["content"]
+    behind = [*question, whole[-1] | {"content": whole[-1]["content"][:5]}]
+    assert answering.caught_up("visitor", behind) == plain(answering.view("visitor", behind, markdown=False)) == whole
+    for other in ([], question, [*said("Hi"), behind[-1]], [*question, behind[-1] | {"content": "No."}]):
+        assert answering.caught_up("visitor", other) == other
+    assert answering.caught_up("another", behind) == behind
 
 
 def test_one_answer_per_visitor_and_leaving_frees_the_place(service):
