@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import json
 import threading
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from app.controls import values_of
-from app.live import notice
-from app.messages import plain
 from app.places import Series
-from app.recordings import Recordings
 from app.service import Service
 from app.settings import Settings
-from app.stepping import FRAME_S, MAX_TOGETHER
-from app.tabs.answering import Answering
+from app.stepping import FRAME_S
 from moespec import StepTrace
 
 PROMPTS = ["Tell me a short story.", "What is 12 + 30?", "Who are you?", "What does river mean?"]
@@ -147,38 +140,6 @@ def test_a_failing_step_is_told_to_those_it_was_for_and_the_next_are_served(serv
     again.start()
     finish([again])
     assert "".join(step.text for step in again.steps) == expected
-
-
-def test_who_comes_when_enough_are_written_is_told_to_wait(service):
-    names, recordings = [f"visitor {n}" for n in range(MAX_TOGETHER + 1)], Recordings()
-    answering, held = Answering(service, recordings, {}), json.dumps(values_of(Settings()))
-    told = [answering.join(name, "", [], held)[1] for name in names]
-    assert [one["message"] for one in told[:-1]] == ["Reading the prompt…"] * MAX_TOGETHER
-    assert all(recordings.is_promised(one["run"]) for one in told[:-1])
-    assert told[-1] == notice("waiting", "4 answers are written at a time, and 4 came first. Yours comes after.")
-    assert service.queue.num_beside("visitor 0") == 0, "none has begun"
-    for name in names:
-        service.queue.leave(name)
-
-
-def test_a_browser_that_lags_behind_its_answer_loses_nothing_of_the_conversation(service):
-    """What it shows is older than what is written, before the first word, in the middle and after the end."""
-    recordings, request = Recordings(), SimpleNamespace(session_hash="visitor")
-    answering, held = Answering(service, recordings, {}), json.dumps(values_of(replace(LONG, max_new_tokens=60)))
-    question = said(PROMPTS[1])
-    ticket, _ = answering.join("visitor", "", question, held)
-    assert plain(answering.view("visitor", [], markdown=True)) == question
-    frames = answering.answer(request, ticket)
-    next(frames)
-    _, written = plain(answering.view("visitor", question, markdown=False))
-    *_, last = frames
-    whole = plain(last[0])
-    assert whole[:-1] == question and whole[-1]["content"].startswith(written["content"]) and written["content"]
-    behind = [*question, whole[-1] | {"content": whole[-1]["content"][:5]}]
-    assert answering.caught_up("visitor", behind) == plain(answering.view("visitor", behind, markdown=False)) == whole
-    for other in ([], question, [*said("Hi"), behind[-1]], [*question, behind[-1] | {"content": "No."}]):
-        assert answering.caught_up("visitor", other) == other
-    assert answering.caught_up("another", behind) == behind
 
 
 def test_one_answer_per_visitor_and_leaving_frees_the_place(service):
