@@ -34,6 +34,7 @@ from kernels.experts import tiles_for
 from kernels.gate_up import gate_up
 from kernels.keep_rows import keep_rows
 from kernels.lists import group
+from kernels.rotate import HeadNorms, rotate
 from kernels.select import Settings, select
 from kernels.shapes import FORMATS, LAYERS, Layer
 from kernels.tiles import ROW_BUCKETS, Card
@@ -124,13 +125,20 @@ def launch_experts(layer: Layer, number_format: str, num_rows: int, card: Card) 
 
 
 def launch_routing(layer: Layer, num_rows: int) -> None:
-    """The launches beside the experts: of the method, of lists of another's plan, of a step's end."""
+    """The launches beside the experts: of the method, of lists of another's plan, of attention, of a step's end."""
     logits_TE = torch.empty(num_rows, layer.num_experts, dtype=torch.bfloat16, device=_DEVICE)
     row_weights_T = torch.empty(num_rows, dtype=torch.float32, device=_DEVICE)
     settings = Settings.on(_DEVICE, num_rows, layer.top_k)
     select(logits_TE, row_weights_T, settings, layer.top_k, layer.rule, torch.bfloat16)
     group(*_plan(layer, num_rows), layer.num_experts)
     cache = torch.empty(1, 4, 2048, 128, dtype=torch.bfloat16, device=_DEVICE)
+    for norm_sizes in ((128, 128), (32 * 128, 4 * 128)):  # of a head, of all heads
+        projections, turn, query_norm, key_norm = (
+            torch.empty(*shape, dtype=torch.bfloat16, device=_DEVICE)
+            for shape in ((num_rows, 40 * 128), (num_rows, 128), *((size,) for size in norm_sizes))
+        )
+        rows_T, keys = torch.empty(num_rows, dtype=torch.int64, device=_DEVICE), cache.view(4, 2048, 128)
+        rotate(projections, (turn, turn), HeadNorms(query_norm, key_norm, 1e-6), rows_T, keys, keys)
     keep_rows(torch.empty(2, dtype=torch.int64, device=_DEVICE), cache, 1000, range(num_rows))
 
 

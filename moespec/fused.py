@@ -1,4 +1,5 @@
-"""Modules that a step on a GPU runs with fewer launches: norms in one, routers without a choice that is made anew.
+"""Modules that a step on a GPU runs with fewer launches: norms in one, routers without a choice that is made anew;
+attention is `fused_attention.py`'s.
 
 Owns the replacements of their `forward`, each only where it reproduces the module on a probe, and only inside a step.
 Knows nothing of what a step is: it is told whether one is under way.
@@ -23,7 +24,7 @@ def fused_norm(norm: Any, is_stepping: Callable[[], bool]) -> Forward | None:
 
     The same up to rounding: once at the end, where stock norms in half precision round before the weight, too.
     """
-    weight, eps = getattr(norm, "weight", None), getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    weight, eps = getattr(norm, "weight", None), eps_of(norm)
     if (
         not isinstance(weight, Tensor)
         or weight.dim() != 1
@@ -31,14 +32,19 @@ def fused_norm(norm: Any, is_stepping: Callable[[], bool]) -> Forward | None:
         or isinstance(norm, nn.LayerNorm)
     ):
         return None
-    probe_ND = _probe(len(weight), weight)
-    if not _alike(norm(probe_ND), F.rms_norm(probe_ND, weight.shape, weight, eps)):
+    probe_ND = probe(len(weight), weight)
+    if not are_alike(norm(probe_ND), F.rms_norm(probe_ND, weight.shape, weight, eps)):
         return None
 
     def forward(x: Tensor) -> Tensor:
         return F.rms_norm(x, norm.weight.shape, norm.weight, eps) if is_stepping() else type(norm).forward(norm, x)
 
     return forward
+
+
+def eps_of(norm: Any) -> Any:
+    """What a norm adds to its mean square, under the names that transformers gives it; None if under none of them."""
+    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
 
 
 def logits_alone(router: Any, hidden_size: int, wants_logits: Callable[[], bool]) -> Forward | None:
@@ -49,9 +55,9 @@ def logits_alone(router: Any, hidden_size: int, wants_logits: Callable[[], bool]
     weight, bias = getattr(router, "weight", None), getattr(router, "bias", None)
     if not isinstance(weight, Tensor):
         return None
-    probe_TD = _probe(hidden_size, weight)
+    probe_TD = probe(hidden_size, weight)
     logits_TE, weights_TK, ids_TK = router(probe_TD)
-    if not _alike(logits_TE, F.linear(probe_TD, weight, bias)):
+    if not are_alike(logits_TE, F.linear(probe_TD, weight, bias)):
         return None
     top_k, dtype = ids_TK.shape[1], weights_TK.dtype
 
@@ -64,13 +70,14 @@ def logits_alone(router: Any, hidden_size: int, wants_logits: Callable[[], bool]
     return forward
 
 
-def _probe(size: int, like: Tensor) -> Tensor:
+def probe(size: int, like: Tensor) -> Tensor:
+    """Normal numbers [NUM_PROBE_ROWS, size] of the type and device of `like`, the same each time."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(NUM_PROBE_ROWS, size, generator=generator).to(like.device, like.dtype)
 
 
-def _alike(ours: Tensor, theirs: Tensor) -> bool:
-    """Equal up to the rounding of their type."""
+def are_alike(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two tensors are equal up to the rounding of their type."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return False
     tolerance = 8 * torch.finfo(ours.dtype).eps

@@ -18,6 +18,7 @@ from moespec.backends import TritonBackend, choose_backend, rule_of
 from moespec.batch_cache import BatchCache, RequestRows
 from moespec.dense import Mask, PackedLinear, TreeMask, can_pack, mask_by_type, masked_attention
 from moespec.fused import Forward, fused_norm, logits_alone
+from moespec.fused_attention import FusedAttention
 from moespec.graph import Graphs
 from moespec.hf import ALL_ATTENTION_FUNCTIONS, ALL_EXPERTS_FUNCTIONS, Cache, PreTrainedModel
 from moespec.kv_cache import TreeCache
@@ -62,10 +63,10 @@ class Target:
         self._key = f"moespec-{next(_engine_numbers)}"
         ALL_EXPERTS_FUNCTIONS[self._key] = self.backend
         ALL_ATTENTION_FUNCTIONS[self._key] = masked_attention(self.device)
-        self._versions = _versions(model)
         self._lean = self._find_lean()
         self._packed = self._pack_linear_layers() if self._lean is None else []
-        self._fused = self._fuse() if self.backend.name == "triton" else []
+        self._fused = self._fuse() if self.backend.name == "triton" else {}
+        self._versions = _versions(model)
         self._mask = TreeMask(self.dtype, self.device, self.windows)
         self._configs = list({id(moe.experts.config): moe.experts.config for moe in self.moe_layers}.values())
 
@@ -80,6 +81,7 @@ class Target:
         changed, self._versions = versions != self._versions, versions
         if changed and isinstance(self.backend, TritonBackend):
             self.backend.refresh()
+            self._refresh_attention()
         if changed and self._lean is not None:
             self._lean = None  # its copies go before the new ones come
             self._lean = self._find_lean()
@@ -97,8 +99,8 @@ class Target:
         self._tap_layers = layers
 
     @torch.inference_mode()
-    def _fuse(self) -> list[nn.Module]:
-        """Give norms and routers a `forward` with fewer launches; those that got one."""
+    def _fuse(self) -> dict[nn.Module, Forward]:
+        """Give norms, routers and attention a `forward` with fewer launches: what each got that got one."""
         forwards: dict[nn.Module, Forward | None] = {
             module: fused_norm(module, lambda: self._router is not None)
             for module in self.model.modules()
@@ -107,10 +109,19 @@ class Target:
         known = [moe for moe in self.moe_layers if rule_of(moe.family) is not None]
         for moe in (moe for moe in known if "forward" not in vars(moe.router)):
             forwards[moe.router] = logits_alone(moe.router, self.hidden_size, self.plans_from_logits)
+        for attention in (getattr(layer, "self_attn", None) for layer in self.layers):
+            if attention is not None and "forward" not in vars(attention):
+                forwards[attention] = FusedAttention.of(attention, masked_attention(self.device))
         fused = {module: forward for module, forward in forwards.items() if forward is not None}
         for module, forward in fused.items():
             module.forward = forward  # type: ignore[method-assign]
-        return list(fused)
+        return fused
+
+    def _refresh_attention(self) -> None:
+        for forward in self._fused.values():
+            if isinstance(forward, FusedAttention):
+                forward.refresh()
+        self._versions = _versions(self.model)  # joining moved them
 
     def plans_from_logits(self) -> bool:
         """Whether the step under way makes its own plan of every router's logits."""
@@ -244,7 +255,7 @@ class Target:
             handle.remove()
         for module in (*self._packed, *self._fused):
             del module.forward
-        self._handles, self._tap_handles, self._packed, self._fused = [], [], [], []
+        self._handles, self._tap_handles, self._packed, self._fused = [], [], [], {}
         for functions in (ALL_EXPERTS_FUNCTIONS, ALL_ATTENTION_FUNCTIONS):
             if self._key in functions:
                 del functions[self._key]

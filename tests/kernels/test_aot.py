@@ -94,6 +94,6 @@ def test_a_layer_compiles_here(capability, tmp_path):
     case = ["--layers", "Qwen3-30B-A3B", "--formats", "bf16", "--rows", "16"]
     subprocess.run([*command, *case], cwd=ROOT, env=environment, check=True, capture_output=True)
     compiled = {each.kernel: each for each in read(record)}
-    assert compiled.keys() == {"select", "group", "keep_rows", "gate_up", "down", "combine"}
+    assert compiled.keys() == {"select", "group", "rotate", "keep_rows", "gate_up", "down", "combine"}
     assert all(each.spill_stores == each.spill_loads == 0 for each in compiled.values())
     assert all(compiled[name].narrowest_load == 16 and compiled[name].products for name in ("gate_up", "down"))
