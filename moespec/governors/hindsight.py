@@ -22,7 +22,6 @@ from moespec.tree import SEARCHED
 # Of the least likely path that is kept, likelier and likelier; behind the last one there is plain decoding.
 THRESHOLDS = (0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.12, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8)
 PLAIN = len(THRESHOLDS)
-START = THRESHOLDS.index(0.12)
 # Of a row's odds by the drafter, in the middle between a threshold and the next.
 _MIDDLES = [(low + high) / 2 for low, high in itertools.pairwise((*THRESHOLDS, 1.0))]
 ODDS = [p / (1 - p) for p in _MIDDLES]
@@ -32,7 +31,6 @@ MOST_BELIEVED = 10.0  # times the drafter's odds, or as many times less
 LEAST_SEEN = 1.9  # steps that must show a threshold
 FEW_SEEN, FEW_TRIED = 4.0, 16.0  # steps, and rows, that count where the past counts for little
 FIRST_SEEN = 16  # steps before anything is concluded
-LEAD = 0.05  # tokens per step by which branches must seem better than a chain: they are the dearer mistake
 
 # Of so many rows when so many levels were drafted, for which so many nodes below the root were expanded. Of the root
 # alone: one level, its search for children.
@@ -142,9 +140,9 @@ class Means:
             yield (self._rows[place] * rate - price * self._ms[place]) / self.num_steps[place]
 
 
-# Several shapes are about as good, and which of them recent steps favour is often luck: this one is left only for one
-# that seems better by so many tokens per step; with branches, by LEAD more.
-USUAL, USUAL_LEAD = Shape(THRESHOLDS.index(0.16), is_chain=True), 0.05
+# Where answers begin. Several shapes are about as good, and which of them recent steps favour is often luck: this one is
+# left only for one that seems better by so many tokens per step. It has branches: what they bring is seen at each step.
+USUAL, LEAD = Shape(THRESHOLDS.index(0.16), is_chain=False), 0.1
 
 
 class Account:
@@ -177,20 +175,19 @@ class Account:
         """What brings the most, where a ms is worth `price` tokens, or `USUAL` if that brings hardly less; `PLAIN` if
         nothing brings anything."""
         if self._num_seen < FIRST_SEEN:
-            return Shape(START, is_chain=False)
-        best, most, straight, branching = Shape(PLAIN, is_chain=True), 0.0, 0.0, -LEAD
-        usual = 0.0
+            return USUAL
+        best, most, straight, branching, usual = Shape(PLAIN, is_chain=True), 0.0, 0.0, 0.0, 0.0
         unknown = itertools.repeat(-float("inf"))  # of branches fewer steps tell
         gains = zip(self._chain.gains(price), itertools.chain(self._branches.gains(price), unknown), strict=False)
         for place, (of_chain, of_branches) in zip(reversed(range(PLAIN)), gains, strict=False):
             straight, branching = straight + of_chain, branching + of_branches
             if place == USUAL.place:
-                usual = straight
+                usual = straight + branching
             if straight > most:
                 best, most = Shape(place, is_chain=True), straight
             if straight + branching > most:
                 best, most = Shape(place, is_chain=False), straight + branching
-        return USUAL if usual > max(0.0, most - USUAL_LEAD) else best
+        return USUAL if usual > max(0.0, most - LEAD) else best
 
 
 def likeliest_chain(tree: Tree) -> list[int]:

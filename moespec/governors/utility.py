@@ -4,7 +4,7 @@ Over a whole answer the most tokens per second come from steps that each maximis
 of a millisecond is the tokens that it brings anyway: what recent steps got, and what plain decoding gets at the least.
 
 1. The tree stops growing at the probability that would have brought the most so far, and is a chain where that would
-   have brought more: no row is drafted to be thrown away. A usual chain is kept to where that would have brought hardly
+   have brought more: no row is drafted to be thrown away. A usual tree is kept to where that would have brought hardly
    less. Where plain decoding would have brought more, nothing is drafted. `hindsight.py` keeps the account.
 2. Now and then a tree is grown further, to see whether that would pay. Where nothing is drafted, that is done ever more
    rarely; but a tree that paid there is followed by some more at once, and the past counts for less. To learn takes
@@ -27,7 +27,7 @@ from moespec.config import MAX_TREE_TOKENS, BudgetConfig, TreeConfig
 from moespec.cost_table import CostTable
 from moespec.governors.base import Outcome
 from moespec.governors.costs import StepCosts, StepTimes
-from moespec.governors.hindsight import PLAIN, START, THRESHOLDS, Account, Shape, ShapeCosts, Tree
+from moespec.governors.hindsight import PLAIN, THRESHOLDS, USUAL, Account, Shape, ShapeCosts, Tree
 from moespec.types import DraftTree
 
 MEMORY = 0.99  # share of what was seen that is kept at each step: about the last hundred count
@@ -144,9 +144,9 @@ class Utility:
         best = self._account.best(self._price)
         if best.place == PLAIN:  # to see at all, of few rows where rows are dear; those left out count as worth nothing
             num_rows = max(2, sum(ms <= LOOK_COST * rows_ms[0] for ms in rows_ms))
-            looking = _grown(replace(tree, total_tokens=min(tree.total_tokens, num_rows)), Shape(START, False))
+            looking = _grown(replace(tree, total_tokens=min(tree.total_tokens, num_rows)), USUAL)
         else:  # to see further
-            looking = _grown(tree, Shape(max(0, min(best.place, START) - NUM_LOWER), False))
+            looking = _grown(tree, Shape(max(0, min(best.place, USUAL.place) - NUM_LOWER), False))
         costs = ShapeCosts(tree_ms, rows_ms[0], tree)
         return _Plan(tree, budget, _grown(tree, best), looking, candidates, costs)
 

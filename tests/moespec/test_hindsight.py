@@ -16,10 +16,8 @@ from moespec.governors.hindsight import (
     PLAIN,
     PRIOR_ROWS,
     RATE_MEMORY,
-    START,
     THRESHOLDS,
     USUAL,
-    USUAL_LEAD,
     Account,
     Shape,
     ShapeCosts,
@@ -30,6 +28,7 @@ from moespec.governors.hindsight import (
 
 PLAIN_MS = 1.0
 ASKED = TreeConfig(16, 4, 2, 0)
+SEEN = THRESHOLDS.index(0.12)  # the place that trees of a test are grown to
 
 
 def random_tree(rng: random.Random) -> tuple[Tree, list[int]]:
@@ -119,18 +118,18 @@ def test_the_best_shape_is_the_best_of_all_cuts(row_ms, price):
                 for n, branch in itertools.product(range(place, PLAIN), (False,) if is_chain else (False, True))
             )
             total, weights = total + MEMORY**age * (1 + tokens - price * ms), weights + MEMORY**age
-        return total / weights - (0 if is_chain else LEAD)
+        return total / weights
 
     below = [*range(PLAIN - 1, -1, -1)]
     straight = [*itertools.accumulate(account._chain.gains(price))]
     branching = [a + b for a, b in zip(straight, itertools.accumulate(account._branches.gains(price)), strict=True)]
     plain = 1 - price * PLAIN_MS
     assert straight == pytest.approx([value(place, True) - plain for place in below])
-    assert branching == pytest.approx([value(place, False) + LEAD - plain for place in below])
+    assert branching == pytest.approx([value(place, False) - plain for place in below])
     values = {(place, is_chain): value(place, is_chain) for place in range(PLAIN) for is_chain in (False, True)}
     values[PLAIN, True] = 1 - price * PLAIN_MS
     best, most = account.best(price), max(values.values())
-    if values[USUAL] > max(plain, most - USUAL_LEAD):
+    if values[USUAL] > max(plain, most - LEAD):
         assert best == USUAL
     else:
         assert values[best.place, best.is_chain] == pytest.approx(most)
@@ -140,27 +139,27 @@ def test_before_enough_was_seen_nothing_is_concluded():
     account, costs = Account(), ShapeCosts(lambda *_: 9.0, PLAIN_MS, ASKED)
     for _ in range(8):
         account.observe(Shape(0, False), Tree([1.0], [0], [-1]), [0], costs)
-    assert account.best(1.0).place == START
+    assert account.best(1.0) == USUAL
     for _ in range(16):
         account.observe(Shape(0, False), Tree([1.0], [0], [-1]), [0], costs)
     assert account.best(1.0).place == PLAIN
 
 
-@pytest.mark.parametrize(("row_ms", "place"), [(0.92, USUAL.place), (0.7, START)])
-def test_the_usual_shape_is_left_only_for_one_that_brings_more(row_ms, place):
+@pytest.mark.parametrize(("row_ms", "best"), [(0.92, USUAL), (0.7, Shape(SEEN, is_chain=True))])
+def test_the_usual_shape_is_left_only_for_one_that_brings_more(row_ms, best):
     """A row at 0.13, behind one at 0.5, is nearly always accepted: worth its time, by some 0.03 tokens or by 0.25."""
     account, costs = Account(), ShapeCosts(lambda num_rows, *_: PLAIN_MS + row_ms * (num_rows - 1), PLAIN_MS, ASKED)
     for _ in range(200):
-        account.observe(Shape(START, False), Tree([1.0, 0.5, 0.13], [0, 1, 2], [-1, 0, 1]), [0, 1, 2], costs)
-    assert account.best(1.0) == Shape(place, is_chain=True)
+        account.observe(Shape(SEEN, False), Tree([1.0, 0.5, 0.13], [0, 1, 2], [-1, 0, 1]), [0, 1, 2], costs)
+    assert account.best(1.0) == best
 
 
 def test_trees_that_were_not_grown_are_not_judged():
     """A row at 0.05 that is always accepted and costs nothing is unknown to trees that stop at 0.12."""
     account, costs = Account(), ShapeCosts(lambda *_: 1.0, PLAIN_MS, ASKED)
     for _ in range(50):
-        account.observe(Shape(START, False), Tree([1.0, 0.5], [0, 1], [-1, 0]), [0, 1], costs)
-    assert account.best(1.0).place >= START
+        account.observe(Shape(SEEN, False), Tree([1.0, 0.5], [0, 1], [-1, 0]), [0, 1], costs)
+    assert account.best(1.0).place >= SEEN
     for _ in range(3):
         account.observe(Shape(0, False), Tree([1.0, 0.5, 0.05], [0, 1, 2], [-1, 0, 1]), [0, 1, 2], costs)
     assert THRESHOLDS[account.best(1.0).place] <= 0.05
@@ -194,7 +193,7 @@ def test_the_chain_of_a_tree_follows_the_likeliest_child(seed):
 
 def test_a_chain_is_grown_where_its_siblings_bring_nothing_and_a_tree_where_they_do():
     tree = Tree([1.0, 0.5, 0.4, 0.4, 0.3], [0, 1, 1, 2, 2], [-1, 0, 0, 1, 1])
-    costs = ShapeCosts(lambda rows, *_: 1 + 0.1 * rows, PLAIN_MS, ASKED)
+    costs = ShapeCosts(lambda rows, *_: 0.7 + 0.3 * rows, PLAIN_MS, ASKED)
     straight, branching = Account(), Account()
     for _ in range(40):
         straight.observe(Shape(0, False), tree, [0, 1, 3], costs)
