@@ -132,13 +132,14 @@ def launch_routing(layer: Layer, num_rows: int) -> None:
     select(logits_TE, row_weights_T, settings, layer.top_k, layer.rule, torch.bfloat16)
     group(*_plan(layer, num_rows), layer.num_experts)
     cache = torch.empty(1, 4, 2048, 128, dtype=torch.bfloat16, device=_DEVICE)
-    for norm_sizes in ((128, 128), (32 * 128, 4 * 128)):  # of a head, of all heads
-        projections, turn, query_norm, key_norm = (
-            torch.empty(*shape, dtype=torch.bfloat16, device=_DEVICE)
-            for shape in ((num_rows, 40 * 128), (num_rows, 128), *((size,) for size in norm_sizes))
-        )
-        rows_T, keys = torch.empty(num_rows, dtype=torch.int64, device=_DEVICE), cache.view(4, 2048, 128)
-        rotate(projections, (turn, turn), HeadNorms(query_norm, key_norm, 1e-6), rows_T, keys, keys)
+    projections, turn, *weights = (
+        torch.empty(*shape, dtype=torch.bfloat16, device=_DEVICE)
+        for shape in ((num_rows, 40 * 128), (num_rows, 128), (128,), (32 * 128,), (4 * 128,))
+    )
+    of_head, of_queries, of_keys = weights
+    rows_T, keys = torch.empty(num_rows, dtype=torch.int64, device=_DEVICE), cache.view(4, 2048, 128)
+    for norms in (None, HeadNorms(of_head, of_head, 1e-6), HeadNorms(of_queries, of_keys, 1e-6)):
+        rotate(projections, (turn, turn), norms, rows_T, keys, keys)
     keep_rows(torch.empty(2, dtype=torch.int64, device=_DEVICE), cache, 1000, range(num_rows))
 
 

@@ -110,9 +110,10 @@ def rotate_kernel(
     two_HF = tl.where(is_value_HF, second_HF, second_HF * other_cos_1F + first_HF * other_sin_1F)
     row = tl.load(rows_ptr + t)
     store_halves(queries_ptr + (head_H1 * num_rows + t) * D + half_1F, one_HF, two_HF, is_query_HF, HALF)
-    key_place_HF = ((head_H1 - NUM_Q) * capacity + row) * D + half_1F
-    store_halves(keys_ptr + key_place_HF, one_HF, two_HF, is_key_HF, HALF)
-    store_halves(values_ptr + key_place_HF - NUM_KV * capacity * D, one_HF, two_HF, is_value_HF, HALF)
+    key_ptr_HF = keys_ptr + ((head_H1 - NUM_Q) * capacity + row) * D + half_1F
+    value_ptr_HF = values_ptr + ((head_H1 - NUM_Q - NUM_KV) * capacity + row) * D + half_1F
+    store_halves(key_ptr_HF, one_HF, two_HF, is_key_HF, HALF)
+    store_halves(value_ptr_HF, one_HF, two_HF, is_value_HF, HALF)
 
 
 def rotate(
@@ -120,8 +121,8 @@ def rotate(
 ) -> Tensor:
     """Queries [Hq, T, d] of `qkv_TX`; keys and values [Hkv, capacity, d] get the rows that are theirs.
 
-    `turns`: cos and sin [T, d]. All but rows of one type; everything in one piece. That rows are within the capacity is
-    not checked: they are on the device.
+    `turns`: cos and sin [T, d], of a float type of their own; all else but rows is of one type, and everything in one
+    piece. That rows are within the capacity is not checked: they are on the device.
     """
     cos_Td, sin_Td = turns
     num_rows, (num_kv, capacity, head_dim) = len(qkv_TX), keys.shape
@@ -140,7 +141,7 @@ def rotate(
         NORM="" if norms is None else "head" if len(norms.query) == head_dim else "row",
         HEADS=heads,
         BLOCK=triton.next_power_of_2(head_dim // 2),
-        BLOCK_ROW=triton.next_power_of_2(num_q * head_dim),
+        BLOCK_ROW=triton.next_power_of_2(max(num_q, num_kv) * head_dim),
     )
     return queries
 
@@ -166,7 +167,11 @@ def _check(
     if sizes not in ((), (head_dim, head_dim), (num_q * head_dim, num_kv * head_dim)):
         raise ValueError(f"norms of {sizes} are neither of a head of {head_dim} nor of all heads.")
     check_float("projections", qkv_TX.dtype)
-    arrays = (qkv_TX, *turns, keys, values, *weights)
-    if any(part.dtype != qkv_TX.dtype or not part.is_contiguous() for part in arrays):
-        raise ValueError("projections, cos, sin, norms, keys and values are not of one type, in one piece each.")
-    check_device(projections=qkv_TX, cos=turns[0], rows=rows_T, keys=keys, values=values)
+    check_float("cos and sin", turns[0].dtype)
+    arrays = (qkv_TX, keys, values, *weights)
+    if any(part.dtype != qkv_TX.dtype for part in arrays) or turns[0].dtype != turns[1].dtype:
+        raise ValueError("projections, norms, keys and values are not of one type, or cos and sin are not.")
+    if not all(part.is_contiguous() for part in (*arrays, *turns, rows_T)):
+        raise ValueError("projections, cos, sin, norms, rows, keys and values are not in one piece each.")
+    named = {"projections": qkv_TX, "cos": turns[0], "sin": turns[1], "rows": rows_T, "keys": keys, "values": values}
+    check_device(**named, **{f"norm {number}": weight for number, weight in enumerate(weights)})

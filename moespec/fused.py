@@ -47,14 +47,15 @@ def eps_of(norm: Any) -> Any:
     return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
 
 
-def logits_alone(router: Any, hidden_size: int, wants_logits: Callable[[], bool]) -> Forward | None:
+def logits_alone(router: Any, wants_logits: Callable[[], bool]) -> Forward | None:
     """A `forward` for a router that makes its logits alone and leaves weights and ids unwritten.
 
     For steps that plan from logits. None for a router that is more than a linear layer and a choice.
     """
     weight, bias = getattr(router, "weight", None), getattr(router, "bias", None)
-    if not isinstance(weight, Tensor):
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
         return None
+    hidden_size = weight.shape[1]
     probe_TD = probe(hidden_size, weight)
     logits_TE, weights_TK, ids_TK = router(probe_TD)
     if not are_alike(logits_TE, F.linear(probe_TD, weight, bias)):

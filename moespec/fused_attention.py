@@ -1,8 +1,8 @@
 """Attention modules that a step on a GPU runs with fewer launches: one product for queries, keys and values, one kernel
 for their norms, their rotation and the cache.
 
-Owns the replacement of their `forward`, only where it reproduces the module on a probe, and only in a step of fixed
-shape; elsewhere the module's own code runs. Knows nothing of trees: the mask says what is seen.
+Owns the replacement of their `forward`: for modules of the usual parts alone, which it reproduces on a probe, and only
+in a step of fixed shape; elsewhere the module's own code runs. Knows nothing of trees: the mask says what is seen.
 """
 
 from __future__ import annotations
@@ -19,42 +19,54 @@ from moespec.dense import hidden_value
 from moespec.fused import NUM_PROBE_ROWS, are_alike, eps_of, probe
 from moespec.kv_cache import TreeCache
 
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+_JOINED, _NORMS = ("q_proj", "k_proj", "v_proj"), ("q_norm", "k_norm")
+_PARAMETERS = {f"{name}.{kind}" for name in (*_JOINED, "o_proj") for kind in ("weight", "bias")}
+_PARAMETERS |= {f"{name}.weight" for name in _NORMS}
 _log = logging.getLogger(__name__)
+
+Attend = Callable[..., tuple[Tensor, None]]
 
 
 class FusedAttention:
-    """A `forward` for an attention module with the usual parts. Make it with `of`."""
+    """A `forward` for an attention module. Make it with `of`."""
 
-    def __init__(self, module: Any, attend: Callable[..., tuple[Tensor, None]]) -> None:
+    def __init__(self, module: Any, attend: Attend) -> None:
         self._module, self._attend = module, attend
-        self.refresh()
+        self._projections = [getattr(module, name) for name in _JOINED]
+        self._weight = _joined([layer.weight for layer in self._projections])
+        has_bias = self._projections[0].bias is not None
+        self._bias = _joined([layer.bias for layer in self._projections]) if has_bias else None
 
     @staticmethod
-    def of(module: Any, attend: Callable[..., tuple[Tensor, None]]) -> FusedAttention | None:
-        """The stand-in, or None for a module of other parts, or one that it does not reproduce."""
-        projections = [getattr(module, name, None) for name in (*_PROJECTIONS, "o_proj")]
-        has_parts = all(type(part) is nn.Linear and "forward" not in vars(part) for part in projections)
-        if not has_parts or any(not hasattr(module, name) for name in ("head_dim", "scaling", "layer_idx", "config")):
-            return None
-        if len({module.get_parameter(f"{name}.weight").dtype for name in _PROJECTIONS}) > 1:
-            return None
-        if len({getattr(module, name).bias is None for name in _PROJECTIONS}) > 1:
-            return None
-        if (getattr(module, "q_norm", None) is None) != (getattr(module, "k_norm", None) is None):
+    def of(module: Any, attend: Attend) -> FusedAttention | None:
+        """The stand-in, or None for a module of other parts, or one that it does not reproduce.
+
+        The projections' weights become views of one tensor, so that nothing lies in memory twice.
+        """
+        if not _has_usual_parts(module):
             return None
         try:
             fused = FusedAttention(module, attend)
-            return fused if fused._reproduces() else None
+            if not fused._reproduces():
+                return None
         except Exception as error:  # a kernel that does not compile here, or a module that wants to be told more
-            _log.info("attention stays as it is: %s", error)
+            _log.warning("%s runs as it is: %s", type(module).__name__, error)
             return None
+        for whole, parts in fused._wholes():
+            _become_views(parts, whole)
+        return fused
 
-    def refresh(self) -> None:
-        """Join the projections' weights: they become views of one tensor, so that nothing lies in memory twice."""
-        layers = [getattr(self._module, name) for name in _PROJECTIONS]
-        self._weight = _joined([layer.weight for layer in layers])
-        self._bias = None if layers[0].bias is None else _joined([layer.bias for layer in layers])
+    def is_current(self) -> bool:
+        """Whether the module still has the parts that were joined, and they no code of their own."""
+        if not _has_usual_parts(self._module):
+            return False
+        if any(getattr(self._module, name) is not own for name, own in zip(_JOINED, self._projections, strict=True)):
+            return False
+        return all(
+            part.data_ptr() == view.data_ptr()
+            for whole, parts in self._wholes()
+            for part, view in zip(parts, _views(whole, parts), strict=True)
+        )
 
     def __call__(self, hidden_states: Tensor, *args: Any, **given: Any) -> Any:
         cache, turns = given.get("past_key_values"), given.get("position_embeddings")
@@ -77,10 +89,15 @@ class FusedAttention:
     def _norms(self) -> Any:
         from kernels.rotate import HeadNorms
 
-        query, key = getattr(self._module, "q_norm", None), getattr(self._module, "k_norm", None)
-        if query is None or key is None:
-            return None
-        return HeadNorms(query.weight, key.weight, eps_of(query))
+        query, key = _norms_of(self._module)
+        return None if query is None else HeadNorms(query.weight, key.weight, eps_of(query))
+
+    def _wholes(self) -> list[tuple[Tensor, list[nn.Parameter]]]:
+        """What is joined, of which parts."""
+        found = [(self._weight, [layer.weight for layer in self._projections])]
+        if self._bias is not None:
+            found.append((self._bias, [layer.bias for layer in self._projections]))
+        return found
 
     def _reproduces(self) -> bool:
         """Whether a few rows come out alike, and what is kept of them, too."""
@@ -91,21 +108,60 @@ class FusedAttention:
         hidden = hidden_value(like.dtype)
         mask_TT = torch.full((num_rows, num_rows), hidden, dtype=like.dtype, device=like.device).triu(1)
         given = {"position_embeddings": (angles.cos(), angles.sin()), "past_key_values": cache}
-        theirs = type(module).forward(module, x, attention_mask=mask_TT[None, None], **given)[0]
+        theirs = type(module).forward(module, x, attention_mask=mask_TT[None, None], **given)
         stored = cache.layers[module.layer_idx]
         mask_TS = torch.full((num_rows, stored.keys.shape[2]), hidden, dtype=like.dtype, device=like.device)
         mask_TS[:, num_rows : 2 * num_rows] = mask_TT
         with cache.writing_at(torch.arange(num_rows, 2 * num_rows, device=like.device)):
-            ours = self(x, attention_mask=mask_TS[None, None], **given)[0]
+            ours = self(x, attention_mask=mask_TS[None, None], **given)
         pairs = [part[:, :, : 2 * num_rows].chunk(2, dim=2) for part in (stored.keys, stored.values)]
-        return are_alike(ours, theirs) and all(are_alike(own, other) for other, own in pairs)
+        is_kept_alike = all(are_alike(own, other) for other, own in pairs)
+        return len(theirs) == len(ours) and are_alike(ours[0], theirs[0]) and is_kept_alike
+
+
+def _has_usual_parts(module: Any) -> bool:
+    """Projections, perhaps with biases, perhaps norms of queries and keys; nothing else that a probe might not feel."""
+    if not {name for name, _ in module.named_parameters()} <= _PARAMETERS:
+        return False  # sinks, gates
+    if any(not hasattr(module, name) for name in ("head_dim", "scaling", "layer_idx", "config")):
+        return False
+    projections = [getattr(module, name, None) for name in (*_JOINED, "o_proj")]
+    if not all(type(layer) is nn.Linear and _is_plain(layer) for layer in projections):
+        return False
+    for kind in ("weight", "bias"):
+        parts = [getattr(layer, kind) for layer in projections[: len(_JOINED)]]
+        if len({None if part is None else (part.dtype, part.device) for part in parts}) > 1:
+            return False
+    norms = _norms_of(module)
+    if any(
+        norm is not None and (isinstance(norm, nn.LayerNorm) or not isinstance(eps_of(norm), float)) for norm in norms
+    ):
+        return False
+    if (norms[0] is None) != (norms[1] is None) or eps_of(norms[0]) != eps_of(norms[1]):
+        return False
+    return getattr(module.config, "clip_qkv", None) is None  # OLMoE's; a limit that no probe may reach
+
+
+def _norms_of(module: Any) -> tuple[Any, Any]:
+    return getattr(module, "q_norm", None), getattr(module, "k_norm", None)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether calling it runs its class's code and nothing beside that."""
+    return "forward" not in vars(layer) and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
 def _joined(parts: list[nn.Parameter]) -> Tensor:
-    """One tensor of all parts, which become views of it."""
-    # No inference tensors: the model may be trained later.
-    with torch.inference_mode(False), torch.no_grad():
-        whole = torch.cat([part.detach() for part in parts])
-        for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+    """One tensor of all parts; no inference tensor where they are none: the model may be trained later."""
+    with torch.inference_mode(parts[0].is_inference()), torch.no_grad():
+        return torch.cat([part.detach() for part in parts])
+
+
+def _views(whole: Tensor, parts: list[nn.Parameter]) -> tuple[Tensor, ...]:
+    return whole.split([len(part) for part in parts])
+
+
+def _become_views(parts: list[nn.Parameter], whole: Tensor) -> None:
+    with torch.inference_mode(parts[0].is_inference()), torch.no_grad():
+        for part, view in zip(parts, _views(whole, parts), strict=True):
             part.data = view
-    return whole

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moespec.backends import TritonBackend, choose_backend, rule_of
+from moespec.backends import TritonBackend, choose_backend
 from moespec.batch_cache import BatchCache, RequestRows
 from moespec.dense import Mask, PackedLinear, TreeMask, can_pack, mask_by_type, masked_attention
-from moespec.fused import Forward, fused_norm, logits_alone
-from moespec.fused_attention import FusedAttention
+from moespec.fusing import FusedModules
 from moespec.graph import Graphs
 from moespec.hf import ALL_ATTENTION_FUNCTIONS, ALL_EXPERTS_FUNCTIONS, Cache, PreTrainedModel
 from moespec.kv_cache import TreeCache
@@ -65,7 +64,7 @@ class Target:
         ALL_ATTENTION_FUNCTIONS[self._key] = masked_attention(self.device)
         self._lean = self._find_lean()
         self._packed = self._pack_linear_layers() if self._lean is None else []
-        self._fused = self._fuse() if self.backend.name == "triton" else {}
+        self._fused = self._fuse() if self.backend.name == "triton" else None
         self._versions = _versions(model)
         self._mask = TreeMask(self.dtype, self.device, self.windows)
         self._configs = list({id(moe.experts.config): moe.experts.config for moe in self.moe_layers}.values())
@@ -77,16 +76,16 @@ class Target:
 
     def refresh(self) -> bool:
         """Follow a model whose weights changed, as far as `version` can tell: whether they did. Once per answer."""
-        versions = _versions(self.model)
-        changed, self._versions = versions != self._versions, versions
+        changed = _versions(self.model) != self._versions
+        changed = (self._fused is not None and self._fused.refresh()) or changed
         if changed and isinstance(self.backend, TritonBackend):
             self.backend.refresh()
-            self._refresh_attention()
         if changed and self._lean is not None:
             self._lean = None  # its copies go before the new ones come
             self._lean = self._find_lean()
         elif changed:
             self._pack(self._packed)
+        self._versions = _versions(self.model)
         return changed
 
     def tap(self, layers: tuple[int, ...]) -> None:
@@ -98,30 +97,15 @@ class Target:
         ]
         self._tap_layers = layers
 
-    @torch.inference_mode()
-    def _fuse(self) -> dict[nn.Module, Forward]:
-        """Give norms, routers and attention a `forward` with fewer launches: what each got that got one."""
-        forwards: dict[nn.Module, Forward | None] = {
-            module: fused_norm(module, lambda: self._router is not None)
-            for module in self.model.modules()
-            if type(module).__name__.endswith("RMSNorm") and "forward" not in vars(module)
-        }
-        known = [moe for moe in self.moe_layers if rule_of(moe.family) is not None]
-        for moe in (moe for moe in known if "forward" not in vars(moe.router)):
-            forwards[moe.router] = logits_alone(moe.router, self.hidden_size, self.plans_from_logits)
-        for attention in (getattr(layer, "self_attn", None) for layer in self.layers):
-            if attention is not None and "forward" not in vars(attention):
-                forwards[attention] = FusedAttention.of(attention, masked_attention(self.device))
-        fused = {module: forward for module, forward in forwards.items() if forward is not None}
-        for module, forward in fused.items():
-            module.forward = forward  # type: ignore[method-assign]
-        return fused
-
-    def _refresh_attention(self) -> None:
-        for forward in self._fused.values():
-            if isinstance(forward, FusedAttention):
-                forward.refresh()
-        self._versions = _versions(self.model)  # joining moved them
+    def _fuse(self) -> FusedModules:
+        return FusedModules(
+            self.model,
+            list(self.layers),
+            self.moe_layers,
+            masked_attention(self.device),
+            lambda: self._router is not None,
+            self.plans_from_logits,
+        )
 
     def plans_from_logits(self) -> bool:
         """Whether the step under way makes its own plan of every router's logits."""
@@ -253,9 +237,11 @@ class Target:
         """Remove every hook and the experts function; the model is as it was."""
         for handle in (*self._handles, *self._tap_handles):
             handle.remove()
-        for module in (*self._packed, *self._fused):
-            del module.forward
-        self._handles, self._tap_handles, self._packed, self._fused = [], [], [], {}
+        for module in self._packed:
+            vars(module).pop("forward", None)
+        if self._fused is not None:
+            self._fused.close()
+        self._handles, self._tap_handles, self._packed = [], [], []
         for functions in (ALL_EXPERTS_FUNCTIONS, ALL_ATTENTION_FUNCTIONS):
             if self._key in functions:
                 del functions[self._key]

@@ -140,8 +140,9 @@ class Means:
             yield (self._rows[place] * rate - price * self._ms[place]) / self.num_steps[place]
 
 
-# Where answers begin. Several shapes are about as good, and which of them recent steps favour is often luck: this one is
-# left only for one that seems better by so many tokens per step. It has branches: what they bring is seen at each step.
+# Where answers begin. Several shapes are about as good, and which of them recent steps favour is often luck: this one
+# is left only for one that seems better by so many tokens per step. It has branches: such steps show what a chain would
+# have brought, too; a chain's do not show what branches would.
 USUAL, LEAD = Shape(THRESHOLDS.index(0.16), is_chain=False), 0.1
 
 

@@ -32,7 +32,7 @@ from moespec.types import DraftTree
 
 MEMORY = 0.99  # share of what was seen that is kept at each step: about the last hundred count
 MASS_MEMORY = 0.95  # of the mass that was kept, at each step that is learnt from
-NUM_LOWER = 3  # thresholds below the best, to which trees are grown to see further
+NUM_LOWER = 3  # thresholds below the best, or the usual one, to which trees are grown to see further
 LOOK_EVERY = 64, 256  # steps: as a rule, and at the most where nothing is drafted
 FIRST_ATTENDED = 24  # steps that are learnt from; then some, ever fewer as long as the plan stays as it is
 ATTEND_EVERY, ATTEND_LESS, LONGEST_UNATTENDED = 4, 1.5, 24

@@ -68,6 +68,7 @@ def tensors_of(outputs: StaticOutputs) -> list[torch.Tensor]:
 def test_steps_run_on_triton_and_are_captured(engine):
     run(engine)
     assert (engine.info.backend, engine.info.graphs) == ("triton", "captured"), engine.info
+    assert all("forward" in vars(layer.self_attn) for layer in engine.target.layers), "attention is fused"
 
 
 @pytest.mark.parametrize("num_rows", BUCKETS)

@@ -55,10 +55,10 @@ def test_queries_are_turned_and_keys_and_values_kept(shape, norm, dtype):
     norms = None if sizes is None else HeadNorms(*(random(size, seed=size).to(dtype) for size in sizes), EPS)
     keys, values = (random(num_kv, CAPACITY, head_dim, seed=seed).to(dtype) for seed in (3, 4))
     before = keys.clone(), values.clone()
-    turns = angles_Td.cos().to(dtype), angles_Td.sin().to(dtype)
+    turns = angles_Td.cos(), angles_Td.sin()  # of a type of their own
     queries = rotate(qkv_TX, turns, norms, torch.tensor(rows, device=DEVICE), keys, values)
     expected = expected_of(qkv_TX, angles_Td, norms, num_q, num_kv, head_dim)
-    tolerance = 1e-6 if dtype == torch.float32 else 0.02  # cos and sin are rounded, too
+    tolerance = 1e-6 if dtype == torch.float32 else 0.01
     for actual, wanted in zip((queries, keys[:, rows], values[:, rows]), expected, strict=True):
         assert (actual.double() - wanted).norm() <= tolerance * wanted.norm()
     others = [place for place in range(CAPACITY) if place not in rows]
@@ -77,6 +77,9 @@ def test_what_does_not_fit_is_refused_in_a_sentence():
             qkv_TX, turns, HeadNorms(cos_Td[0], cos_Td[0, :5], EPS), rows_T, cache, cache
         ),
         "not of one type": lambda: rotate(qkv_TX, turns, None, rows_T, cache, cache.bfloat16()),
+        "or cos and sin are not": lambda: rotate(qkv_TX, (cos_Td, cos_Td.bfloat16()), None, rows_T, cache, cache),
+        "cos and sin of torch.int64": lambda: rotate(qkv_TX, (cos_Td.long(), cos_Td), None, rows_T, cache, cache),
+        "not in one piece": lambda: rotate(qkv_TX, turns, None, rows_T.repeat(2)[::2], cache, cache),
         "of torch.float64 are not one of": lambda: rotate(qkv_TX.double(), turns, None, rows_T, cache, cache),
     }
     for sentence, call in cases.items():

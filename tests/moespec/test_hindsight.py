@@ -155,11 +155,11 @@ def test_the_usual_shape_is_left_only_for_one_that_brings_more(row_ms, best):
 
 
 def test_trees_that_were_not_grown_are_not_judged():
-    """A row at 0.05 that is always accepted and costs nothing is unknown to trees that stop at 0.12."""
-    account, costs = Account(), ShapeCosts(lambda *_: 1.0, PLAIN_MS, ASKED)
+    """A row at 0.05 that is always accepted and costs nothing is unknown to trees that stop at 0.25."""
+    account, costs, place = Account(), ShapeCosts(lambda *_: 1.0, PLAIN_MS, ASKED), THRESHOLDS.index(0.25)
     for _ in range(50):
-        account.observe(Shape(SEEN, False), Tree([1.0, 0.5], [0, 1], [-1, 0]), [0, 1], costs)
-    assert account.best(1.0).place >= SEEN
+        account.observe(Shape(place, False), Tree([1.0, 0.5], [0, 1], [-1, 0]), [0, 1], costs)
+    assert account.best(1.0).place >= place
     for _ in range(3):
         account.observe(Shape(0, False), Tree([1.0, 0.5, 0.05], [0, 1, 2], [-1, 0, 1]), [0, 1, 2], costs)
     assert THRESHOLDS[account.best(1.0).place] <= 0.05

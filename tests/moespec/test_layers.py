@@ -157,7 +157,7 @@ def test_fused_norms_and_routers_are_the_modules(family, dtype):
     router = find_moe_layers(model)[0].router
     x_TD = torch.randn(5, model.config.hidden_size).to(dtype)
     logits_TE, weights_TK, ids_TK = router(x_TD)
-    inside, outside = (logits_alone(router, x_TD.shape[1], lambda wants=wants: wants) for wants in (True, False))
+    inside, outside = (logits_alone(router, lambda wants=wants: wants) for wants in (True, False))
     made = inside(x_TD)
     torch.testing.assert_close(made[0], logits_TE)
     assert (made[1].shape, made[1].dtype, made[2].shape) == (weights_TK.shape, weights_TK.dtype, ids_TK.shape)
@@ -182,4 +182,4 @@ def test_what_only_looks_like_a_norm_or_a_linear_router_is_left_alone():
 
     assert fused_norm(CentredRMSNorm(), lambda: True) is None
     assert fused_norm(torch.nn.LayerNorm(16), lambda: True) is None
-    assert logits_alone(ScaledRouter(16, 4), 16, lambda: True) is None
+    assert logits_alone(ScaledRouter(16, 4), lambda: True) is None
