@@ -22,8 +22,8 @@ body:not([data-answer="waiting"], [data-answer="writing"]) #stop { display: none
 #examples .gallery button { white-space: nowrap; flex: none; }
 #examples > .label { display: none; }
 #preset label { padding: 3px 8px; }
-/* The conversation's buttons lie over its corner: what was asked first begins below them. */
-#chat .bubble-wrap { padding-top: 34px; }
+/* The conversation's buttons lie over its corner: it scrolls below them. */
+#chat .bubble-wrap { margin-top: 34px; height: calc(100% - 34px); }
 /* A long choice ends before the arrow. */
 input[role="combobox"] { text-overflow: ellipsis; padding-right: 30px !important; }
 /* A checkbox has no width of its own: its name would be cut off. */

@@ -6,7 +6,7 @@ whole decoder is one call; any other policy is asked layer by layer. Experts tha
 function runs them. Knows nothing of trees, budgets or steps.
 
 Measured on 2 cores, fp32, 8 layers of width 256, 64 experts top-8, median ms of a token decoded plainly: transformers'
-generate 8.7, here 1.4 (`assets/bench/decode-cpu.json`).
+generate 11.7, here 2.1 (`assets/bench/decode-cpu.json`).
 """
 
 from __future__ import annotations
