@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 7860
 BIN = .venv/bin
 
-.PHONY: demo test test-browser test-page test-engine test-interpreted test-gpu lint
+.PHONY: demo test test-browser test-engine test-rest test-interpreted test-gpu lint
 demo: .venv/.compiled
 	PORT=$(PORT) $(BIN)/python serve.py
 
@@ -12,16 +12,17 @@ demo: .venv/.compiled
 # interpreter, which never waits, takes what is left.
 test: .venv/.installed-dev
 	$(MAKE) --jobs=2 --output-sync=line .venv/.compiled lint
-	$(MAKE) --jobs=4 --output-sync=line test-browser test-page test-engine test-interpreted
+	$(MAKE) --jobs=4 --output-sync=line test-browser test-engine test-rest test-interpreted
 
 test-browser: .venv/.compiled .venv/.installed-dev
 	$(BIN)/python -m pytest -q tests/browser
 
-test-page: .venv/.compiled .venv/.installed-dev
-	nice -n 10 $(BIN)/python -m pytest -q tests/app
-
 test-engine: .venv/.compiled .venv/.installed-dev
-	nice -n 10 $(BIN)/python -m pytest -q tests $(foreach name,app browser kernels gpu,--ignore=tests/$(name))
+	nice -n 10 $(BIN)/python -m pytest -q tests/moespec/test_*.py
+
+test-rest: .venv/.compiled .venv/.installed-dev
+	nice -n 10 $(BIN)/python -m pytest -q tests --ignore-glob='*/moespec/test_*.py' \
+	  $(foreach name,browser kernels gpu,--ignore=tests/$(name))
 
 # In a process of its own: the interpreter is chosen when Triton is imported.
 test-interpreted: .venv/.compiled .venv/.installed-dev
