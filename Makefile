@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 7860
 BIN = .venv/bin
 
-.PHONY: demo test test-browser test-engine test-rest test-interpreted test-gpu lint
+.PHONY: demo test test-browser test-suite test-interpreted test-gpu lint
 demo: .venv/.compiled
 	PORT=$(PORT) $(BIN)/python serve.py
 
@@ -12,17 +12,13 @@ demo: .venv/.compiled
 # interpreter, which never waits, takes what is left.
 test: .venv/.installed-dev
 	$(MAKE) --jobs=2 --output-sync=line .venv/.compiled lint
-	$(MAKE) --jobs=4 --output-sync=line test-browser test-engine test-rest test-interpreted
+	$(MAKE) --jobs=3 --output-sync=line test-browser test-suite test-interpreted
 
 test-browser: .venv/.compiled .venv/.installed-dev
 	$(BIN)/python -m pytest -q tests/browser
 
-test-engine: .venv/.compiled .venv/.installed-dev
-	nice -n 10 $(BIN)/python -m pytest -q tests/moespec/test_*.py
-
-test-rest: .venv/.compiled .venv/.installed-dev
-	nice -n 10 $(BIN)/python -m pytest -q tests --ignore-glob='*/moespec/test_*.py' \
-	  $(foreach name,browser kernels gpu,--ignore=tests/$(name))
+test-suite: .venv/.compiled .venv/.installed-dev
+	nice -n 10 $(BIN)/python -m pytest -q tests --ignore=tests/browser --ignore=tests/kernels --ignore=tests/gpu
 
 # In a process of its own: the interpreter is chosen when Triton is imported.
 test-interpreted: .venv/.compiled .venv/.installed-dev
