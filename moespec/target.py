@@ -78,15 +78,17 @@ class Target:
         """Follow a model whose weights changed, as far as `version` can tell: whether they did. Once per answer."""
         changed = _versions(self.model) != self._versions
         changed = (self._fused is not None and self._fused.refresh()) or changed
-        if changed and isinstance(self.backend, TritonBackend):
+        if not changed:
+            return False
+        if isinstance(self.backend, TritonBackend):
             self.backend.refresh()
-        if changed and self._lean is not None:
+        if self._lean is not None:
             self._lean = None  # its copies go before the new ones come
             self._lean = self._find_lean()
-        elif changed:
+        else:
             self._pack(self._packed)
-        self._versions = _versions(self.model)
-        return changed
+        self._versions = _versions(self.model)  # the last: whatever fails above is tried again
+        return True
 
     def tap(self, layers: tuple[int, ...]) -> None:
         """Record the residual entering these decoder layers during steps (EAGLE-3 features)."""
