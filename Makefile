@@ -8,11 +8,10 @@ BIN = .venv/bin
 demo: .venv/.compiled
 	PORT=$(PORT) $(BIN)/python serve.py
 
-# Side by side: compiling and linting; then the tests. The browser's mostly wait, and go first where they do not; Triton's
-# interpreter, which never waits, takes what is left.
-test: .venv/.installed-dev
-	$(MAKE) --jobs=2 --output-sync=line .venv/.compiled lint
-	$(MAKE) --jobs=3 --output-sync=line test-browser test-suite test-interpreted
+# All side by side. Triton's interpreter and the linters need no compiled kernels and never wait: they take what is left by
+# compiling, and then by the others. The browser's tests mostly wait, and go first where they do not.
+test:
+	$(MAKE) --jobs=4 --output-sync=line test-interpreted lint test-browser test-suite
 
 test-browser: .venv/.compiled .venv/.installed-dev
 	$(BIN)/python -m pytest -q tests/browser
@@ -21,7 +20,7 @@ test-suite: .venv/.compiled .venv/.installed-dev
 	nice -n 10 $(BIN)/python -m pytest -q tests --ignore=tests/browser --ignore=tests/kernels --ignore=tests/gpu
 
 # In a process of its own: the interpreter is chosen when Triton is imported.
-test-interpreted: .venv/.compiled .venv/.installed-dev
+test-interpreted: .venv/.installed-dev
 	@if $(BIN)/python -c "import triton" 2>/dev/null; then \
 	  echo "The kernels, interpreted:" && TRITON_INTERPRET=1 nice -n 19 $(BIN)/python -m pytest -q tests/kernels; \
 	else echo "tests/kernels is left out: there is no Triton for this platform."; fi
@@ -36,7 +35,7 @@ lint: .venv/.installed-dev
 
 .venv/.installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements.txt
 	touch $@
 
 .venv/.compiled: .venv/.installed
@@ -45,5 +44,5 @@ lint: .venv/.installed-dev
 	touch $@
 
 .venv/.installed-dev: requirements-dev.txt .venv/.installed
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -r requirements-dev.txt
 	touch $@

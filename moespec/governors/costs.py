@@ -12,7 +12,9 @@ from moespec.cost_table import CostTable
 
 NUM_SIZES = MAX_TREE_TOKENS.bit_length()
 NEARNESS = 0.25  # how much a step tells of steps of half or twice as many rows
-QUICK, SLOW = 0.95, 0.99  # share of what was seen that is kept at each step: how slow the machine is, and of a size
+# Shares of what was seen that are kept at each step: of how slow the machine is, which changes in moments; of what a
+# size takes more than others, which hardly does, and the last hundred steps are too noisy to tell.
+QUICK, SLOW = 0.95, 0.997
 PRIOR = 8.0  # steps that the table counts for
 
 
