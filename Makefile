@@ -8,8 +8,8 @@ BIN = .venv/bin
 demo: .venv/.compiled
 	PORT=$(PORT) $(BIN)/python serve.py
 
-# All side by side. Triton's interpreter and the linters need no compiled kernels and never wait: they take what is left by
-# compiling, and then by the others. The browser's tests mostly wait, and go first where they do not.
+# All side by side. Triton's interpreter and the linters need no compiled kernels: they have what compiling leaves. The
+# engine's tests take longest, most of the time on one core; the interpreter has what they and the browser's leave.
 test:
 	$(MAKE) --jobs=4 --output-sync=line test-interpreted lint test-browser test-suite
 
@@ -17,7 +17,7 @@ test-browser: .venv/.compiled .venv/.installed-dev
 	$(BIN)/python -m pytest -q tests/browser
 
 test-suite: .venv/.compiled .venv/.installed-dev
-	nice -n 10 $(BIN)/python -m pytest -q tests --ignore=tests/browser --ignore=tests/kernels --ignore=tests/gpu
+	$(BIN)/python -m pytest -q tests --ignore=tests/browser --ignore=tests/kernels --ignore=tests/gpu
 
 # In a process of its own: the interpreter is chosen when Triton is imported.
 test-interpreted: .venv/.installed-dev
