@@ -15,6 +15,8 @@ from app.places import Place, Series
 
 UNUSED_S = 300.0  # that a place waits for its browser, which may wait for others' answers
 TAKING_OVER = "A larger model has been loaded and takes over when the answers before yours are written: ask again then."
+OWN_ANSWER = "Your last answer is still being written: stop it, or wait for its end."
+OWN_SERIES = "Your comparison or sweep is still running: stop it on its tab, or wait for its end."
 DEAF = " What you move now acts from the next answer on: the process that writes this one cannot be told."
 
 
@@ -35,7 +37,7 @@ class Queue:
         with self._lock:
             self._drop_unused()
             if session in self.places:
-                raise ValueError("Your last answer is still being written: stop it, or wait for its end.")
+                raise ValueError(OWN_ANSWER if self.places[session].series is None else OWN_SERIES)
             self._take_over()
             if self._models.is_one_waiting:
                 raise ValueError(TAKING_OVER)

@@ -9,8 +9,8 @@ CSS = """
 .gradio-container > .main { padding-top: 8px !important; gap: 8px; }
 #masthead h1 { font-size: 18px; font-weight: 650; margin: 0; display: inline; }
 #masthead p { display: inline; margin: 0 0 0 12px; color: var(--body-text-color-subdued); }
-#device p, #advice p, #replay-hint p { font-size: 11px; color: var(--body-text-color-subdued); }
-#advice p { margin: 0; }
+#device p, #advice p, #preset-help p, #replay-hint p { font-size: 11px; color: var(--body-text-color-subdued); }
+#advice p, #preset-help p { margin: 0; }
 #advice-row { flex-wrap: nowrap; align-items: center; gap: 8px; }
 #use-advice { flex: none !important; min-width: 0 !important; align-self: center; padding: 2px 10px; }
 #send, #stop { align-self: stretch; font-weight: 600; }
@@ -21,6 +21,9 @@ body:not([data-answer="waiting"], [data-answer="writing"]) #stop { display: none
 #examples .gallery { overflow-x: auto; padding-bottom: 4px; }
 #examples .gallery button { white-space: nowrap; flex: none; }
 #examples > .label { display: none; }
+#preset-row { flex-wrap: nowrap; align-items: center; gap: 12px; }
+#preset { flex: none; width: auto; min-width: 0 !important; }
+#preset-help { flex: 1 1 auto; min-width: 0 !important; }
 #preset label { padding: 3px 8px; }
 /* The conversation's buttons lie over its corner: it scrolls below them. */
 #chat .bubble-wrap { margin-top: 34px; height: calc(100% - 34px); }
@@ -39,6 +42,7 @@ input[role="combobox"] { text-overflow: ellipsis; padding-right: 30px !important
   #talk > *, #panels { flex: 1 1 100%; width: 100%; max-width: 100%; min-width: 0 !important; }
   #panels { order: 1; }
   #knobs { order: 2; }
+  #preset-row { flex-wrap: wrap; gap: 4px; }
   #masthead p { display: block; margin: 2px 0 0; }
   .about-part { flex-direction: column; }
   .about-part > * { width: 100%; }

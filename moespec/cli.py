@@ -61,6 +61,16 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        from torch import OutOfMemoryError
+
+        if not isinstance(error, OutOfMemoryError):
+            raise
+        print(
+            f"error: {str(error).splitlines()[0]} Use fewer rows, a shorter context, or dtype bfloat16.",
+            file=sys.stderr,
+        )
+        return 2
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:

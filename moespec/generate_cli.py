@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moespec import BudgetConfig, Engine, RunSummary
+    from moespec import BudgetConfig, Engine, EngineInfo, RunSummary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +88,7 @@ def generate(args: argparse.Namespace, load: Callable[[argparse.Namespace], Engi
         signal.signal(signal.SIGINT, previous)
     if args.trace is not None:
         write_trace(args.trace, engine.header(args.prompt, generation, budget, tree, governor), seen)
-    print(json.dumps(vars(summary)) if args.json else _summary_lines(summary))
+    print(json.dumps(vars(summary)) if args.json else _summary_lines(summary, engine.info))
     return 0
 
 
@@ -118,12 +118,13 @@ def _budget(args: argparse.Namespace) -> BudgetConfig:
     )
 
 
-def _summary_lines(summary: RunSummary) -> str:
+def _summary_lines(summary: RunSummary, info: EngineInfo) -> str:
     experts = "no tree steps"
     if summary.experts_natural is not None:
         experts = f"experts per layer {summary.experts_natural:.1f} natural, {summary.experts_active:.1f} read"
     return (
         f"\n\n{len(summary.token_ids)} tokens, {summary.tokens_per_s:.1f} tokens/s, "
         f"{summary.tokens_per_step:.2f} tokens per step; {experts}; router mass kept {summary.mass_kept:.3f}; "
-        f"{'lossless' if summary.lossless else 'lossy'}; ended by {summary.finish_reason}"
+        f"{'lossless' if summary.lossless else 'lossy'}; ended by {summary.finish_reason}; "
+        f"drafter {info.drafter_name} ({info.drafter_reason})"
     )

@@ -28,7 +28,8 @@ def load_model(
 
     device "auto" is CUDA where there is one; the whole model goes to one device. dtype "auto" is fp32 on the CPU and
     the checkpoint's own elsewhere. `revision`: a branch, tag or commit of a hub id. What would not fit the device's
-    memory is refused before it is loaded. No code of a repository is run, no pickle of one unpacked.
+    memory is refused before it is loaded. No code of a repository is run, nor is anybody
+    asked whether it may be; no pickle of one is unpacked.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,15 +44,17 @@ def load_model(
     elif folder.is_absolute() or str(path).count("/") != 1:
         raise ValueError(f"{path} is neither a directory nor a hub id of the form owner/name.")
     with refusing(path):
-        config = AutoConfig.from_pretrained(path, revision=revision)
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     on_device = torch.device(device)
     exact = _resolved(dtype, config, on_device)
     with refusing(path):
         num_weights = num_parameters(config)
     check_memory(str(path), num_weights, exact, on_device)
     with refusing(path):
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=exact, revision=revision, weights_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=exact, revision=revision, weights_only=True, trust_remote_code=False
+        )
         return model.to(on_device).eval(), tokenizer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jinja2 import TemplateError
 from torch import Tensor
 
 from moespec.config import GenerationConfig
@@ -76,4 +77,8 @@ def _chat_ids(messages: list[dict], tokenizer: Any, thinking: bool) -> list[int]
     switch = {} if thinking else {THINKING_SWITCH: False}
     if switch and THINKING_SWITCH not in str(template):
         raise ValueError("thinking=False cannot be followed: this model's chat template has no such switch.")
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, **switch)["input_ids"]
+    try:
+        asked = {"add_generation_prompt": True, "return_dict": True} | switch
+        return tokenizer.apply_chat_template(messages, **asked)["input_ids"]
+    except TemplateError as error:  # many a template takes no system prompt
+        raise ValueError(f"this model's chat template refuses these messages: {error}") from error

@@ -1,6 +1,8 @@
 // A tab keeps its conversation under a name of its own, so that two tabs of one visitor take nothing from each other. A
-// new tab begins with a copy of the newest conversation.
-const PREFIX = "moe-spec-studio/", MAX_KEPT = 8, MAX_CHARACTERS = 400000;
+// new tab begins with a copy of the newest conversation. One that is deleted leaves an empty one behind, so that no
+// other comes in its place, and takes what it began with along, unless the tab that wrote that is still open: an open
+// tab holds the lock of its name.
+const PREFIX = "moe-spec-studio/", BEGAN_WITH = "moe-spec-studio-began-with", MAX_KEPT = 8, MAX_CHARACTERS = 400000;
 const read = (key) => { try { return JSON.parse(localStorage.getItem(key)); } catch { return null; } };
 const keys = () => Object.keys(localStorage).filter((key) => key.startsWith(PREFIX));
 const byAge = () => keys().map((key) => [key, (read(key) || {}).at || 0]).sort((a, b) => b[1] - a[1]).map(([key]) => key);
@@ -11,13 +13,18 @@ function ownKey() {
   return name;
 }
 
-function keep({ messages, settings }) {
+function forget() {
+  localStorage.setItem(ownKey(), JSON.stringify({ at: Date.now(), messages: [] }));
+  const source = sessionStorage.getItem(BEGAN_WITH);
+  if (source && navigator.locks) navigator.locks.request(source, { ifAvailable: true }, (lock) => { if (lock) localStorage.removeItem(source); });
+}
+function keep({ messages, settings, isCut }) {
   if (!messages) return;
-  if (!messages.length) { localStorage.removeItem(ownKey()); return; }
+  if (!messages.length) { forget(); return; }
   let kept = messages;
   while (kept.length > 2 && JSON.stringify(kept).length > MAX_CHARACTERS) kept = kept.slice(2);
   for (const old of byAge().filter((key) => key !== ownKey()).slice(MAX_KEPT - 1)) localStorage.removeItem(old);
-  const text = JSON.stringify({ at: Date.now(), messages: kept, settings });
+  const text = JSON.stringify({ at: Date.now(), messages: kept, settings, isCut });
   while (true) {
     try { localStorage.setItem(ownKey(), text); return; } catch {
       const oldest = byAge().filter((key) => key !== ownKey()).at(-1);
@@ -29,7 +36,12 @@ function keep({ messages, settings }) {
 
 // A blocked or full storage must not break the page.
 try {
-  const found = read(ownKey()) || read(byAge()[0] || "");
-  if (found && Array.isArray(found.messages) && found.messages.length) trigger("restored", { messages: found.messages, settings: found.settings || {} });
+  let source = ownKey(), found = read(source);
+  if (!found) found = read((source = byAge()[0] || ""));
+  if (navigator.locks) navigator.locks.request(ownKey(), () => new Promise(() => {})).catch(() => {});
+  if (found && Array.isArray(found.messages) && found.messages.length) {
+    if (source !== ownKey()) sessionStorage.setItem(BEGAN_WITH, source);
+    trigger("restored", { messages: found.messages, settings: found.settings || {}, isCut: found.isCut === true && source === ownKey() });
+  }
 } catch (error) { console.info("nothing is kept in this browser:", error.message); }
 watch("value", () => { try { keep(props.value || {}); } catch (error) { console.info("nothing is kept:", error.message); } });

@@ -8,7 +8,8 @@ from app.live.live import read_part
 
 
 def keeper() -> gr.HTML:
-    """Its value, {messages, settings}, is what to keep; no messages forget. Event `restored`: what was kept before."""
+    """Its value, {messages, settings, isCut}, is what to keep; no messages forget. isCut: of an answer, only its
+    beginning. Event `restored`: what was kept before."""
     return gr.HTML(
         value={},
         html_template="<span></span>",

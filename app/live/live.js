@@ -97,6 +97,7 @@ function hold(index, then) {
   if (!view.run) return;
   clearTimeout(timer);
   const isOther = index !== view.index && index !== shownIndex;
+  askedCut = null; // that was of a step to come
   view = { run: view.run, index, mode: "hold" };
   if (isOther) closeCard();
   load(view.run, index, then);
@@ -119,6 +120,7 @@ function play() {
   clearTimeout(timer);
   const { run } = view, atEnd = view.index >= run.steps.length - 1;
   view = { run, index: atEnd ? 0 : view.index, mode: "play" };
+  askedCut = null;
   closeCard();
   tick();
 }

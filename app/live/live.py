@@ -30,6 +30,7 @@ SCRIPTS = (
     "select.js",
     "listen.js",
     "words.js",
+    "taken.js",
     "live.js",
 )
 MAX_BLOCK, MAX_FACTS_BLOCK = 64, 512  # steps of one request

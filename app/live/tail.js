@@ -117,7 +117,7 @@ tailView.addEventListener("pointerup", () => { isDragging = false; });
 tailView.addEventListener("pointermove", (event) => {
   if (isDragging) { hideTip(); askForCut(cutAt(event)); return; }
   const bar = layers && tailBox && tailBox.sorted[Math.floor(event.offsetX / tailBox.barWidth)];
-  showTip(event, bar ? `expert ${bar.expert}: ${describe(bar)}${canMove ? " · drag to move the budget" : ""}` : "");
+  showTip(event, bar ? `${describeCell(chosenRow(), bar.expert)}${canMove ? " · drag to move the budget" : ""}` : "");
 });
 tailView.addEventListener("pointerleave", hideTip);
 tailView.addEventListener("keydown", (event) => {

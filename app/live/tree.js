@@ -2,7 +2,7 @@
 // narrow page, one node per line, indented. Columns and lines stay where they are from step to step.
 const SVG = "http://www.w3.org/2000/svg";
 const treeView = find(".mss-tree"), treeRoom = find(".mss-tree-room");
-const NARROW = 520, PITCHES = [36, 26, 21, 16, 12], MIN_COLUMN = 62;
+const NARROW = 520, PITCHES = [36, 26, 21, 18, 15], MIN_COLUMN = 62;
 let drawnTree = null, nodeViews = [], mostLeaves = 0;
 
 function svgChild(parent, name, className) {

@@ -96,6 +96,7 @@ class Running:
             yield from self._until_idle(saying)
             yield saying
             time.sleep(SETTLE_S)
+            yield from self._until_own_place(saying)
         if self.is_stopped:
             return measured
         ticket = self._service.queue.enter(self._session, self._visitor, self._series).ticket
@@ -111,6 +112,12 @@ class Running:
         if not measured.is_finished:  # by the visitor, here or elsewhere on the page
             self._stopped.set()
         return measured
+
+    def _until_own_place(self, saying: str) -> Sayings:
+        """Between two runs this visitor may have asked the chat."""
+        while self._session in self._service.queue.places and not self.is_stopped:
+            yield f"{saying} waiting for your answer in the chat"
+            time.sleep(POLL_S)
 
     def _until_idle(self, saying: str) -> Sayings:
         began = time.monotonic()

@@ -155,16 +155,17 @@ class Answering:
             # A page that loses its connection begins anew with what its browser has kept.
             is_due = is_done or now - kept_at > KEEP_S
             kept_at = now if is_due else kept_at
-            kept_now = kept_history([*messages, answered], asked.held) if is_due else gr.skip()
+            kept_now = kept_history([*messages, answered], asked.held, is_cut=not is_done) if is_due else gr.skip()
             yield chat, frame, recording.id if is_done else gr.skip(), gr.skip(), kept_now
         if not recording.steps:
             yield NEVER_BEGUN
 
 
-def kept_history(messages: History, held: str) -> Any:
-    """What the browser is to keep of a conversation; nothing new where the settings are none."""
+def kept_history(messages: History, held: str, *, is_cut: bool = False) -> Any:
+    """What the browser is to keep of a conversation; nothing new where the settings are none. is_cut: as far as its
+    answer has come."""
     with contextlib.suppress(ValueError):
-        return {"messages": messages, "settings": read(held).to_json()}
+        return {"messages": messages, "settings": read(held).to_json(), "isCut": is_cut}
     return gr.skip()
 
 

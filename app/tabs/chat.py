@@ -29,8 +29,10 @@ EXAMPLES = [
 ]
 PLACEHOLDER = "**Ask the small model something.**\nIts answer streams here; how it is made, beside it."
 FORGOTTEN: dict[str, Any] = {"messages": [], "settings": {}}  # what the browser is to keep
+CUT = "The page lost its connection, or was left, in mid-answer. What was written is kept: Retry writes it anew."
 # A button that has gone takes the focus with it. Not where a keyboard would come up over the page.
 TO_PROMPT = "() => matchMedia('(pointer: fine)').matches && document.querySelector('#prompt textarea').focus()"
+OWN_SETTINGS = "Settings of your own; a preset takes you back."
 LOOK_S = 5.0  # how often a page looks whether another model has taken over
 
 
@@ -71,9 +73,11 @@ class Chat:
         gr.Examples(EXAMPLES, self.prompt, label="Try one", elem_id="examples")
 
     def _build_knobs(self) -> None:
-        self.preset = gr.Radio(
-            [*PRESETS], value="Balanced", label="Preset", show_label=False, container=False, elem_id="preset"
-        )
+        with gr.Row(elem_id="preset-row"):
+            self.preset = gr.Radio(
+                [*PRESETS], value="Balanced", label="Preset", show_label=False, container=False, elem_id="preset"
+            )
+            self.preset_help = gr.Markdown(PRESETS["Balanced"], elem_id="preset-help")
         with gr.Row(elem_id="advice-row"):
             self.advice = gr.Markdown("Advice for this machine: measuring it…", elem_id="advice")
             self.use_advice = gr.Button("Use it", size="sm", visible=False, elem_id="use-advice")
@@ -104,19 +108,19 @@ class Chat:
         self.ticket.change(self.answering.answer, self.ticket, answer_outputs, **engine_turn)
         # Of moves that come while one is on its way, the last one counts.
         moves = AT_ONCE | {"trigger_mode": "always_last"}
-        controls.held.change(self._move, controls.held, self.preset, **moves)
-        controls["lossless"].change(
-            lambda on: gr.Slider(interactive=not on), controls["lossless"], controls["budget"], **AT_ONCE
-        )
+        controls.held.change(self._move, controls.held, [self.preset, self.preset_help], **moves)
+        lossless, method = controls["lossless"], controls["method"]
+        lossless.change(_without_budget, lossless, [controls["budget"], method], **AT_ONCE)
+        method.change(lambda text: False if text.strip() else gr.skip(), method, lossless, **AT_ONCE)
         self.preset.input(self._choose_preset, self.preset, controls.live, **AT_ONCE)
-        self.live.cut(self._cut, None, [controls["lossless"], controls["budget"]], trigger_mode="multiple", **AT_ONCE)
+        self.live.cut(self._cut, None, [lossless, controls["budget"], method], trigger_mode="multiple", **AT_ONCE)
         self.stop.click(self._halt, None, None, **AT_ONCE)
         gr.on([self.send.click, self.stop.click], None, js=TO_PROMPT, **AT_ONCE)
         self.view.click(self._render, [self.markdown, self.chat], [self.markdown, self.chat], **AT_ONCE)
         cleared = [self.live, self.closer.plot, self.closer.finished, self.keeper]
         self.chat.clear(self._clear, None, cleared, **AT_ONCE)
         self.closer.wire()
-        self.keeper.restored(self._restore, self.markdown, [self.chat, *controls.all], **AT_ONCE)
+        self.keeper.restored(self._restore, self.markdown, [self.chat, self.live, *controls.all], **AT_ONCE)
         page.unload(self._gone)
         sliders = [controls["budget"], controls["max_new_tokens"]]
         page.load(self._ready, sliders, [*sliders, self.device], **AT_ONCE)
@@ -143,7 +147,7 @@ class Chat:
         """What came after the message that was changed answered another one."""
         place = edited.index if isinstance(edited.index, int) else edited.index[0]
         before = plain(history)[:place]
-        text = html.unescape(str(edited.value))
+        text = str(edited.value)  # as it was written (taken.js)
         if not text.strip():
             shown_again = [*before, {"role": "user", "content": html.unescape(str(edited.previous_value))}]
             error = ValueError("Write something: the message would be empty. The old one stays.")
@@ -158,7 +162,7 @@ class Chat:
         while messages and messages[-1]["role"] == "assistant":
             messages.pop()
         text = messages.pop()["content"] if messages else ""
-        self.service.queue.leave(request.session_hash or "")
+        self._give_up(request)
         if not messages:
             return text, [], self.recorded, gr.skip(), FORGOTTEN
         return text, shown(messages, markdown), gr.skip(), gr.skip(), kept_history(messages, held)
@@ -179,13 +183,15 @@ class Chat:
 
     # What acts at once.
 
-    def _move(self, request: gr.Request, held: str) -> Any:
+    def _move(self, request: gr.Request, held: str) -> tuple:
         # A number is sent while it is typed: what is not a setting yet is passed over, and named when it is asked with.
         with contextlib.suppress(ValueError, TypeError):
             settings = read(held)
             self.service.update(request.session_hash or "", settings)
-            return preset_of(settings, self.service.info) if self.service.is_loaded else gr.skip()
-        return gr.skip()
+            if self.service.is_loaded:
+                preset = preset_of(settings, self.service.info)
+                return preset, PRESETS.get(preset or "", OWN_SETTINGS)
+        return gr.skip(), gr.skip()
 
     def _choose_preset(self, name: str) -> list[Any]:
         info = self.service.info
@@ -193,7 +199,7 @@ class Chat:
 
     def _cut(self, moved: gr.EventData) -> tuple:
         info = self.service.info
-        return False, min(max(int(moved.budget), info.top_k), info.num_experts)
+        return False, min(max(int(moved.budget), info.top_k), info.num_experts), ""  # instead of another method
 
     def _halt(self, request: gr.Request) -> None:
         self.service.queue.stop(request.session_hash or "")
@@ -201,8 +207,15 @@ class Chat:
     def _gone(self, request: gr.Request) -> None:
         self.service.queue.leave(request.session_hash or "")
 
+    def _give_up(self, request: gr.Request) -> None:
+        """The chat's answer; a comparison or a sweep goes on."""
+        session = request.session_hash or ""
+        place = self.service.queue.places.get(session)
+        if place is not None and place.series is None:
+            self.service.queue.leave(session, place.ticket)
+
     def _clear(self, request: gr.Request) -> tuple:
-        self.service.queue.leave(request.session_hash or "")
+        self._give_up(request)
         return self.recorded, None, "", FORGOTTEN
 
     def _render(self, request: gr.Request, markdown: bool, history: History) -> tuple:
@@ -220,9 +233,10 @@ class Chat:
             and one.get("role") in ("user", "assistant")
             and isinstance(one.get("content"), str)
         ]
+        told = self.recorded | {"message": f"{CUT} {self.recorded['message']}"} if kept.isCut else gr.skip()
         with contextlib.suppress(ValueError, TypeError):
-            return shown(messages, markdown), *values_of(Settings.from_json(kept.settings))
-        return shown(messages, markdown), *skipped
+            return shown(messages, markdown), told, *values_of(Settings.from_json(kept.settings))
+        return shown(messages, markdown), told, *skipped
 
     def _ready(self, budget: float, length: float) -> tuple:
         try:
@@ -240,6 +254,11 @@ class Chat:
             return words, gr.update(visible=settings is not None), settings
         except ValueError as error:
             return f"No advice: {error}", gr.update(visible=False), None
+
+
+def _without_budget(on: bool) -> tuple:
+    """The budget's slider rests, and no other method takes experts away."""
+    return gr.Slider(interactive=not on), "" if on else gr.skip()
 
 
 def device_line(service: Service) -> str:

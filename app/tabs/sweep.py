@@ -101,7 +101,7 @@ class Sweep:
             stopped.set()
 
     def _run(
-        self, request: gr.Request, budgets: list[str], num_prompts: float, length: float, held: str
+        self, request: gr.Request, budgets: list[str], num_prompts: float | None, length: float | None, held: str
     ) -> Iterator[tuple]:
         """(what is said, table, figure) for each answer; the figure once, at the end."""
         session = request.session_hash or ""
@@ -109,6 +109,8 @@ class Sweep:
         trials: list[Trial] = []
         total, end = 0, "Stopped."
         try:
+            if num_prompts is None or length is None:
+                raise ValueError("A number is missing: write how many prompts, and how many tokens at most.")
             settings = to_try(read(held), [int(budget) for budget in budgets], int(length))
             for one in settings.values():
                 self.service.check(one)

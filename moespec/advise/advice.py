@@ -116,7 +116,7 @@ def advise(
     target        an `AdvisedTarget`, for a model that is known by its sizes alone, has its dtype and context counted in
     device        "auto", "cpu" or "cuda": this machine, measured now; a name of `DEVICE_NAMES`; or a `Device`
     acceptance, accepted   as `parse_rates` and `parse_tokens` read them; neither: what was recorded of the embedded
-                  pair, and for any other model no verdict
+                  model and its head, and for any other pair no verdict
     drafter       "ngram" reads no weights; anything else is taken for a usual EAGLE-3 head
     dtype         of the weights; "auto" as the engine loads them
     revision      of a hub id: a branch, tag or commit
@@ -138,7 +138,7 @@ def advise(
     unions = unions_of(model.shape)
     draft = FREE_DRAFTS if drafter == "ngram" else _usual_head(model, found)
     costs = ModelledCosts(model.shape, found, draft, model.kv_bytes, unions.expected)
-    known = typed or _recorded(model.shape)
+    known = typed or _recorded(model.shape, drafter)
     least = checked_least_budget(least_budget, model.shape)
     ladder, loaded = budget_ladder(model.shape.top_k, model.shape.num_experts), with_engine(costs)
     judgement = judge(known, costs, unions, least)
@@ -177,9 +177,11 @@ def _usual_head(model: AdvisedTarget, device: Device) -> DraftShape:
     return DraftShape.eagle3(model.shape.hidden_size, model.vocab_size, 1 if is_small else model.bytes_per_weight)
 
 
-def _recorded(shape: ModelShape) -> Acceptance | None:
+def _recorded(shape: ModelShape, drafter: str) -> Acceptance | None:
+    """Of the embedded model and its own head; another drafter is another pair."""
     record = read_record()
-    return recorded(record) if tuple(record["sizes"]) == sizes_of(shape) else None
+    is_own = drafter == "auto" or Path(drafter).resolve() == EMBEDDED_TARGET.parent / "drafter"
+    return recorded(record) if is_own and tuple(record["sizes"]) == sizes_of(shape) else None
 
 
 def _with_drafting(costs: ModelledCosts, num_rows: int, budget: int | None) -> float:

@@ -60,7 +60,7 @@ def target_config(target: str | Path, revision: str | None = None) -> tuple[str,
             f"target {target} is no directory, config file, hub id (owner/name), nor {', '.join(PUBLISHED)}."
         )
     with refusing(target):
-        config = AutoConfig.from_pretrained(target, revision=revision)
+        config = AutoConfig.from_pretrained(target, revision=revision, trust_remote_code=False)
     if not path.exists():
         return str(target), config
     folder = path.resolve() if path.is_dir() else path.resolve().parent

@@ -28,6 +28,7 @@ from moespec.bench.measure import read_prompts
 from moespec.bench.timed import Timed, overall, paired_ratio
 from moespec.config import SCOPES, BudgetConfig, GenerationConfig, TreeConfig
 from moespec.engine import Engine
+from moespec.policies.profiles import profiles_folder
 from moespec.request import Request
 from moespec.trace import StepTrace
 
@@ -189,8 +190,10 @@ def bench_batch(engine: Engine, args: argparse.Namespace) -> int:
         raise ValueError("bench batch compares drafting with not drafting: give it a drafter.")
     if args.groups < 1 or args.max_new_tokens < 2 or min(args.sizes) < 1:
         raise ValueError("use 1 or more groups, 2 or more max-new-tokens and sizes of 1 or more.")
-    arms = [arm for arm in parse_arms(args.arms) if arm.budget is not None]
+    arms = [arm for arm in parse_arms(args.arms, profiles_folder(args.target, args.profiles)) if arm.budget is not None]
     for arm in arms:
+        if arm.governor != "fixed":
+            raise ValueError(f"arm {arm.name} cannot be run: a governor decides for one request; use fixed settings.")
         assert arm.budget is not None
         engine.check_budget(arm.budget)
     sizes = sorted({1, *args.sizes})

@@ -87,7 +87,7 @@ def bench_decode(engine: Engine, target: str | Path, args: argparse.Namespace) -
         if arm.budget is not None:
             engine.check_budget(arm.budget)
     prompts = chosen_prompts(engine, args)
-    contestants = Contestants(engine, target, args.max_new_tokens)
+    contestants = Contestants(engine, target, args.max_new_tokens, args.revision)
     speeds = contestants.choose_experts([prompt.token_ids for prompt in prompts[:: max(1, len(prompts) // 8)]])
     measured = measure(
         contestants, arms, prompts, args.rounds, args.follow, lambda line: print(line, file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,18 @@ class Written:
 class Contestants:
     """The engine and, beside it, the same weights in an untouched transformers model."""
 
-    def __init__(self, engine: Engine, target: str | Path, num_tokens: int) -> None:
+    def __init__(self, engine: Engine, target: str | Path, num_tokens: int, revision: str | None = None) -> None:
         self.engine, self.num_tokens, self.governors = engine, num_tokens, Governors(engine)
-        self._reference, _ = load_model(target, engine.target.device.type, engine.target.dtype)
-        ends = end_ids(engine.target.model, engine.target.tokenizer)
-        self._reference.generation_config.eos_token_id = sorted(ends) or None
+        self._target, self._revision = target, revision
         self.experts_implementation = ""
+
+    @cached_property
+    def _reference(self) -> Any:
+        """Loaded where an arm asks for it: it takes as much memory as the engine's."""
+        target = self.engine.target
+        model, _ = load_model(self._target, target.device.type, target.dtype, self._revision)
+        model.generation_config.eos_token_id = sorted(end_ids(target.model, target.tokenizer)) or None
+        return model
 
     def choose_experts(self, prompts: Sequence[list[int]]) -> dict[str, float]:
         """tokens/s of transformers' generate by experts implementation; the fastest stays chosen."""

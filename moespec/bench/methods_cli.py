@@ -54,7 +54,7 @@ def bench_methods(engine: Engine, target: str | Path, args: argparse.Namespace) 
     if MATCHED in wanted:
         some = [prompt.token_ids for prompt in prompts[:: max(1, len(prompts) // 6)]]
         matched += matched_arms(engine, args.experts, some, profiles_folder(args.target, args.profiles), _progress)
-    contestants = Contestants(engine, target, args.max_new_tokens)
+    contestants = Contestants(engine, target, args.max_new_tokens, args.revision)
     measured = {}
     for name, arms in groups(matched, args.floors).items():
         if name in wanted:

@@ -64,6 +64,10 @@ class Utility:
     def settings(self, tree: TreeConfig, budget: BudgetConfig) -> tuple[TreeConfig, BudgetConfig]:
         plan = self._plan
         is_other = (tree is not plan.tree or budget is not plan.budget) and (tree, budget) != (plan.tree, plan.budget)
+        if is_other and self._floor is not None and not isinstance(budget.policy, str):
+            raise ValueError(
+                f"governor={self.name!r} chooses MoE-Spec's budget: use substitution or truncation with it."
+            )
         if is_other or self._is_due:
             self._learn()
             if is_other:

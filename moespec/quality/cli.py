@@ -75,7 +75,7 @@ def quality(engine: Engine, args: argparse.Namespace) -> int:
     settings = [Setting(t, seed) for t in args.temperatures for seed in range(args.seeds if t > 0 else 1)]
     _try_out(settings, items, args)
     results = Results(args.out, _header(engine, args, all_items), args.resume)
-    total = len(arms) * (len(settings) * len(items) + len(texts))
+    total = len(arms) * len(settings) * len(items) + sum(not arm.has_floor for arm in arms) * len(texts)
     trials = (answers(engine, arms, settings, items, args.max_new_tokens, results.is_done),
               readings(engine, arms, texts, results.is_done))  # fmt: skip
     with tqdm(total=total, initial=len(results.records), unit="trial", file=sys.stderr) as bar:

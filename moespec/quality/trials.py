@@ -151,9 +151,10 @@ def readings(
     """One record per arm and text: nats, and agreement and divergence from the unbudgeted model, summed over tokens.
 
     The budget acts on the tree drafted at each position, as it does in verification; the row read is its root.
+    A governor that chooses budgets has none for a single position: it reads nothing.
     """
     for text in texts:
-        missing = [arm for arm in arms if not is_done(text_key(arm, text))]
+        missing = [arm for arm in arms if not arm.has_floor and not is_done(text_key(arm, text))]
         sums = {arm.key: {"nats": 0.0, "kl": 0.0, "num_agreed": 0} for arm in missing}
         num_tokens = 0
         for position in root_logits(engine, missing, text.token_ids, first_root=1) if missing else ():

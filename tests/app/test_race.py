@@ -277,6 +277,18 @@ def test_others_answers_are_waited_for(service, monkeypatch):
     assert [run.is_shared for runs in under_way.results for run in runs] == [False, False]
 
 
+def test_ones_own_answer_that_comes_between_two_runs_is_waited_for(service, monkeypatch):
+    monkeypatch.setattr(running, "POLL_S", 0.01)
+    under_way = Running(service, "visitor", Contest(PROMPT, (PLAINLY, TIGHT), 1))
+    sayings = under_way.run()
+    assert next(sayings) == "Warming up, 1 of 2: Plain decoding…"
+    place = service.queue.enter("visitor")
+    assert next(sayings).endswith("waiting for your answer in the chat")
+    service.queue.leave("visitor", place.ticket)
+    list(sayings)
+    assert under_way.num_finished == 2
+
+
 def test_what_is_written_beside_others_after_all_says_so(service, monkeypatch):
     monkeypatch.setattr(running, "PATIENCE_S", 0.0)
     writer, enough = other_answer(service)

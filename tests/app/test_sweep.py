@@ -12,6 +12,7 @@ import gradio as gr
 import pytest
 
 from app.controls import Controls, values_of
+from app.places import Series
 from app.service import Service
 from app.settings import Settings
 from app.sweep import (
@@ -30,6 +31,7 @@ from app.sweep import (
     sweep_table,
     to_try,
 )
+from app.tabs.chat import Chat
 from app.tabs.sweep import Sweep
 
 BASE = Settings(
@@ -230,6 +232,20 @@ def test_a_visitor_has_one_place_for_chat_and_sweep(sweep, service):
     assert "still being written" in said["message"] and rest == [gr.skip()] * 2
     assert service.queue.expects("f", place.ticket), "the chat's answer keeps its place"
     service.queue.leave("f")
+
+
+def test_a_chat_beside_ones_own_sweep_is_told_of_it_and_clearing_it_ends_none(sweep, service):
+    place = service.queue.enter("g", series=Series())
+    with pytest.raises(ValueError, match="comparison or sweep is still running"):
+        service.queue.enter("g")
+    Chat._give_up(SimpleNamespace(service=service), visitor("g"))
+    assert service.queue.expects("g", place.ticket)
+    service.queue.leave("g")
+
+
+def test_an_emptied_field_is_a_sentence(sweep):
+    ((said, *rest),) = sweep._run(visitor("h"), ["8"], None, 16, json.dumps(values_of(DEFAULT)))
+    assert "A number is missing" in said["message"] and rest == [gr.skip()] * 2
 
 
 def test_settings_that_cannot_run_are_a_sentence(sweep):

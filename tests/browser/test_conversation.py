@@ -60,6 +60,43 @@ def test_a_conversation_and_its_settings_survive_a_reload_until_they_are_deleted
     assert page.locator("#chat .user").count() == 0
 
 
+def test_what_is_copied_and_what_is_changed_is_what_was_written(visitor):
+    page, text = visitor.page, "Repeat: a < b && c &lt; <i>d</i> ![e](f)"
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=visitor.address)
+    visitor.ask(text)
+    visitor.wait("done")
+    page.locator("#chat .user-row, #chat .user").first.hover()
+    page.locator("#chat").get_by_label("Copy message").first.click()
+    page.wait_for_function("(text) => navigator.clipboard.readText().then((copied) => copied === text)", arg=text)
+    page.locator("#chat").get_by_label("Edit").first.click()
+    field = page.locator("#chat textarea")
+    expect(field).to_have_value(text)
+    field.fill(f"{text} &amp;")
+    page.locator("#chat").get_by_label("Submit").click()
+    expect(page.locator("#chat .user .message-content")).to_contain_text("&amp;", timeout=LONG)
+    visitor.wait("done")
+
+
+def test_a_deleted_conversation_is_gone_in_all_tabs_that_are_not_open(visitor):
+    first = visitor.page
+    visitor.ask("What is 12 + 30?")
+    visitor.wait("done")
+    first.wait_for_timeout(800)
+    second = first.context.new_page()
+    second.goto(visitor.address)
+    expect(second.locator("#chat .user")).to_contain_text("12 + 30", timeout=LONG)
+    first.goto("about:blank")
+    second.get_by_label("Clear").click()
+    expect(second.locator("#chat .user")).to_have_count(0, timeout=LONG)
+    second.wait_for_timeout(500)
+    assert "12 + 30" not in second.evaluate("JSON.stringify({...localStorage})")
+    visitor.reload(second)
+    expect(second.locator("#device")).to_contain_text("experts", timeout=LONG)
+    second.wait_for_timeout(1000)
+    assert second.locator("#chat .user").count() == 0
+    first.goto(visitor.address)
+
+
 def test_two_pages_of_one_visitor_take_nothing_from_each_other(visitor):
     first = visitor.page
     visitor.ask("What is 12 + 30?")
@@ -74,7 +111,7 @@ def test_two_pages_of_one_visitor_take_nothing_from_each_other(visitor):
     second.press("#prompt textarea", "Enter")
     expect(second.locator("#chat .bot")).to_have_count(1, timeout=LONG)
     second.wait_for_timeout(1500)
-    visitor.reload(first)
+    visitor.reload(first)  # deleted in the other, which began with it: not where it is open
     expect(first.locator("#chat .user")).to_contain_text("12 + 30", timeout=LONG)
     visitor.reload(second)
     expect(second.locator("#chat .user")).to_contain_text("Who are you?", timeout=LONG)
@@ -131,6 +168,7 @@ def test_a_lost_connection_in_mid_answer_loses_nothing_that_was_there(browser, u
         expect(page.locator("#live .mss-message")).to_contain_text("Recorded on", timeout=LONG)
         expect(page.locator("#chat .user")).to_contain_text("Tell me a long story about a goat.", timeout=LONG)
         assert written[:60] in visitor.answer.replace("\n", " ")
+        expect(page.locator("#live .mss-message")).to_contain_text("What was written is kept: Retry")
         visitor.ask("What is 2 + 3?")
         expect(page.locator("#chat .user")).to_have_count(2, timeout=LONG)
         visitor.wait("writing")
@@ -150,6 +188,16 @@ def test_presets_set_the_controls_and_a_changed_control_is_no_preset(visitor):
     page.get_by_role("button", name="Reset these").first.click()
     expect(page.get_by_label("number input for Experts per layer")).to_have_value("16", timeout=LONG)
     expect(page.locator("#preset input:checked")).to_have_value("Balanced", timeout=LONG)
+    expect(page.locator("#preset-help")).to_contain_text("Reads few experts")
+    page.get_by_role("button", name="How experts are ranked").click()
+    method = page.get_by_label("Another method")
+    method.fill("oea:k0=2")
+    expect(page.locator("#preset-help")).to_contain_text("Settings of your own", timeout=LONG)
+    page.get_by_label("No budget").check()
+    expect(method).to_have_value("", timeout=LONG)  # which would drop experts
+    expect(page.locator("#preset-help")).to_contain_text("token for token", timeout=LONG)
+    method.fill("oea:k0=2")
+    expect(page.get_by_label("No budget")).not_to_be_checked(timeout=LONG)
 
 
 def test_the_advice_for_this_machine_can_be_used(visitor):

@@ -228,6 +228,16 @@ def test_the_cut_moves_the_budget_of_a_running_answer(watcher):
     watcher.wait("done")
 
 
+def test_a_cut_that_was_asked_for_is_not_drawn_on_steps_that_were_made_before(reader):
+    page, steps = reader.page, trace_of(reader)
+    part(page, "tail").focus()
+    page.keyboard.press("ArrowRight")
+    expect(part(page, "lost")).to_have_text("the budget is 17 experts from the next step on")
+    number = next(n for n, step in enumerate(steps) if step.tree)
+    go_to(page, number)
+    expect(part(page, "lost")).to_contain_text("natural experts")
+
+
 def test_the_map_of_the_answer_so_far_is_of_all_its_steps(reader):
     page, steps = reader.page, trace_of(reader)
     part(page, "span").select_option("answer")

@@ -66,3 +66,7 @@ def test_what_cannot_be_measured_is_refused(wrong, capsys):
     assert "use 1 or more groups, 2 or more max-new-tokens and sizes of 1 or more." in capsys.readouterr().err
     assert main(["bench", "batch", "--drafter", "none"]) == 2
     assert "give it a drafter" in capsys.readouterr().err
+    assert main(["bench", "batch", "--arms", "utility"]) == 2
+    assert "arm utility cannot be run: a governor decides for one request" in capsys.readouterr().err
+    assert main(["bench", "batch", "--arms", "sere:s=2", "--profiles", "/nowhere"]) == 2
+    assert "/nowhere" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from moespec import EMBEDDED_TARGET, read_trace
 from moespec.cli import main
@@ -49,6 +50,21 @@ def test_bad_options_end_with_one_sentence(arguments, sentence, capsys):
     assert sentence in output.err
     assert output.err.count("\n") == 1
     assert output.out == ""
+
+
+def test_an_answer_ends_with_who_drafted_it_and_why(capsys):
+    assert main(["generate", "Hi", "--drafter", "ngram", "--max-new-tokens", "2"]) == 0
+    assert "; drafter n-gram (asked for)" in capsys.readouterr().out
+
+
+def test_memory_that_runs_out_is_one_sentence(capsys, monkeypatch):
+    def run_out(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nmore")
+
+    monkeypatch.setattr("moespec.Engine.from_pretrained", run_out)
+    assert main(["generate", "Hi"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: CUDA out of memory.") and error.count("\n") == 1
 
 
 def test_inspect_says_which_drafter_is_in_use_and_why(capsys):

@@ -13,6 +13,7 @@ import torch
 from moespec import BudgetConfig, DraftTree, Engine, GenerationConfig, TreeConfig
 from moespec.cost_table import CostTable, DraftPoint, Spread, StepPoint
 from moespec.governors import CascadeLike, Evict, Outcome, Utility, parse_governor
+from moespec.policies.parsing import parse_policy
 from moespec.tree import most_likely_rows
 from moespec.types import ancestor_mask
 from tests.conftest import VOCAB, tiny_model
@@ -314,3 +315,9 @@ def test_fixed_settings_are_no_governor():
 def test_what_is_no_governor_is_refused(text):
     with pytest.raises(ValueError, match=r"is not known|is not a number|is not allowed"):
         parse_governor(text, table)
+
+
+def test_a_floor_is_refused_with_a_policy_that_has_no_budget():
+    with pytest.raises(ValueError, match="use substitution or truncation with it"):
+        Utility(table(), 0.8).settings(TreeConfig(), parse_policy("top-s:s=2"))
+    Utility(table()).settings(TreeConfig(), parse_policy("top-s:s=2"))  # without one it leaves the policy alone

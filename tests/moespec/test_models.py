@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,6 +14,7 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 from moespec import Engine, GenerationConfig
+from moespec.advise import advise
 from moespec.memory import num_parameters
 from tests.conftest import VOCAB, tiny_model
 
@@ -72,6 +77,21 @@ class Trap:
 
     def __reduce__(self):
         return setattr, (Trap, "sprung", True)
+
+
+def test_a_repositorys_code_is_never_run_nor_asked_for(folder, monkeypatch):
+    """transformers would ask on the terminal: an answer typed for something else must not be taken for a yes."""
+    sprung = folder / "sprung"
+    code = f"open({str(sprung)!r}, 'w')\nfrom transformers import PretrainedConfig as MineConfig\n"
+    (folder / "configuration_mine.py").write_text(code)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.MineConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+    for load in (Engine.from_pretrained, advise):
+        with pytest.raises(ValueError, match="could not be loaded"):
+            load(folder)
+    assert not sprung.exists()
 
 
 def test_a_bin_file_of_weights_loads(folder):
@@ -160,3 +180,10 @@ def test_thinking_is_switched_off_where_the_template_has_the_switch(folder):
     engine.target.tokenizer.chat_template = "{{ messages[-1].content }}"
     with pytest.raises(ValueError, match="no such switch"):
         engine.encode(messages, without)
+
+
+def test_messages_that_a_template_refuses_are_a_sentence(folder):
+    engine = Engine.from_pretrained(folder, drafter=None)
+    engine.target.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(ValueError, match="chat template refuses these messages: System role not supported"):
+        engine.encode([{"role": "system", "content": "w1"}, {"role": "user", "content": "w2"}])

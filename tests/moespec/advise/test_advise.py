@@ -171,6 +171,12 @@ def test_the_embedded_pair_is_advised_by_its_record():
     assert typed.acceptance_source.startswith("typed in") and typed.verdict == DO_NOT
 
 
+def test_another_drafter_of_the_embedded_model_has_no_record():
+    own = EMBEDDED_TARGET.parent / "drafter"
+    assert advise(device=SLOW_CPU, drafter=str(own)).acceptance_source == advise(device=SLOW_CPU).acceptance_source
+    assert advise(device=SLOW_CPU, drafter="ngram").acceptance_source is None
+
+
 def test_a_target_may_be_a_directory_or_a_config_file(tmp_path):
     config = json.loads((EMBEDDED_TARGET / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))

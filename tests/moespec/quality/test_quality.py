@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from moespec import EMBEDDED_TARGET, Engine
+from moespec.bench.arms import parse_arm
 from moespec.cli import main
 from moespec.hf import AutoModelForCausalLM
 from moespec.quality.cli import quality_arms
@@ -50,6 +51,8 @@ def test_readings_done_before_are_not_done_again(engine):
     texts, arms = read_texts(TEXTS, engine)[:1], quality_arms("eagle3 moe-spec:truncation:8")
     missing = list(readings(engine, arms, texts, lambda key: key[1].startswith("eagle3")))
     assert [record["arm"] for record in missing] == [arms[1].key]
+    floored = [parse_arm("utility:floor=0.7"), parse_arm("utility")]
+    assert [record["arm"] for record in readings(engine, floored, texts, lambda key: False)] == [floored[1].key]
 
 
 @pytest.mark.parametrize(("num_right", "n"), [(0, 10), (3, 10), (500, 1000), (10, 10)])
