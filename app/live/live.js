@@ -201,7 +201,7 @@ function draw() {
   writeWords();
   drawTokens(run, view.index); // last: to scroll, the browser lays out what all have changed
   scrollWords();
-  drawMs += (performance.now() - began - drawMs) / 8; // as it is mostly: after one that had to wait for a core, nobody waits longer
+  drawMs = performance.now() - began;
 }
 function soon() {
   if (waiting) return;
