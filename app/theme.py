@@ -21,9 +21,9 @@ body:not([data-answer="waiting"], [data-answer="writing"]) #stop { display: none
 #examples .gallery { overflow-x: auto; padding-bottom: 4px; }
 #examples .gallery button { white-space: nowrap; flex: none; }
 #examples > .label { display: none; }
-#preset-row { flex-wrap: nowrap; align-items: center; gap: 12px; }
+#preset-row { align-items: center; gap: 4px 12px; }
 #preset { flex: none; width: auto; min-width: 0 !important; }
-#preset-help { flex: 1 1 auto; min-width: 0 !important; }
+#preset-help { flex: 1 1 180px; min-width: 180px !important; }
 #preset label { padding: 3px 8px; }
 /* The conversation's buttons lie over its corner: it scrolls below them. */
 #chat .bubble-wrap { margin-top: 34px; height: calc(100% - 34px); }
@@ -42,7 +42,6 @@ input[role="combobox"] { text-overflow: ellipsis; padding-right: 30px !important
   #talk > *, #panels { flex: 1 1 100%; width: 100%; max-width: 100%; min-width: 0 !important; }
   #panels { order: 1; }
   #knobs { order: 2; }
-  #preset-row { flex-wrap: wrap; gap: 4px; }
   #masthead p { display: block; margin: 2px 0 0; }
   .about-part { flex-direction: column; }
   .about-part > * { width: 100%; }
