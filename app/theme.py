@@ -22,7 +22,7 @@ body:not([data-answer="waiting"], [data-answer="writing"]) #stop { display: none
 #examples .gallery button { white-space: nowrap; flex: none; }
 #examples > .label { display: none; }
 #preset-row { align-items: center; gap: 4px 12px; }
-#preset { flex: none; width: auto; min-width: 0 !important; }
+#preset { flex: 0 1 auto; width: auto; min-width: 0 !important; }
 #preset-help { flex: 1 1 180px; min-width: 180px !important; }
 #preset label { padding: 3px 8px; }
 /* The conversation's buttons lie over its corner: it scrolls below them. */

@@ -280,6 +280,9 @@ def test_a_phone_needs_no_sideways_scrolling(browser, address):
     phone.ask("What is 1 + 1?")
     phone.wait("done")
     assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+    for choice in phone.page.locator("#preset label").all():  # what is cut off at the edge scrolls nothing
+        box = choice.bounding_box()
+        assert box["x"] + box["width"] <= 390
     phone.page.context.close()
     assert phone.errors == []
 
