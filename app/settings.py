@@ -53,6 +53,10 @@ class Settings:
             _require(isinstance(getattr(self, name), str), self, name, "a text")
         _require(self.drafter in DRAFTERS, self, "drafter", " or ".join(DRAFTERS))
         _require(self.governor in GOVERNORS, self, "governor", ", ".join(GOVERNORS))
+        if self.method.strip() and "floor" in self.governor:
+            raise ValueError(
+                f"governor={self.governor!r} chooses a budget, and method={self.method!r} is one: use one."
+            )
         if isinstance(self.budget, float):
             raise ValueError(f"budget={self.budget} is no number of experts: use a whole number, such as 16.")
         if len(self.system) > MAX_SYSTEM_CHARACTERS:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moespec import Engine
 
+NO_MEMORY = "can't allocate memory"  # as torch says of a CPU's, in no error of its own
 CALIBRATIONS = ("similarity", "sensitivity", "acceptance")
 
 
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     except RuntimeError as error:
         from torch import OutOfMemoryError
 
-        if not isinstance(error, OutOfMemoryError):
+        if not (isinstance(error, OutOfMemoryError) or NO_MEMORY in str(error)):
             raise
         print(
             f"error: {str(error).splitlines()[0]} Use fewer rows, a shorter context, or dtype bfloat16.",

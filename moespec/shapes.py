@@ -64,7 +64,7 @@ def meta_model(config: Any) -> Any:
     config = copy.deepcopy(config)  # transformers writes the dtype into it
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.get_default_dtype())
+            return AutoModelForCausalLM.from_config(config, dtype=torch.get_default_dtype(), trust_remote_code=False)
     except Exception as error:  # configs of foreign or broken models fail in every possible way
         raise ValueError(f"a model of type {config.model_type!r} cannot be built from this config: {error}") from error
 

@@ -1,8 +1,9 @@
 // A tab keeps its conversation under a name of its own, so that two tabs of one visitor take nothing from each other. A
 // new tab begins with a copy of the newest conversation. One that is deleted leaves an empty one behind, so that no
-// other comes in its place, and takes what it began with along, unless the tab that wrote that is still open: an open
-// tab holds the lock of its name.
-const PREFIX = "moe-spec-studio/", BEGAN_WITH = "moe-spec-studio-began-with", MAX_KEPT = 8, MAX_CHARACTERS = 400000;
+// other comes in its place, and takes along what it began with, but not of a tab that is still open: that one holds the
+// lock of its name. Where a browser has no locks (http, but on one's own machine), what it began with stays.
+const PREFIX = "moe-spec-studio/", MAX_KEPT = 8, MAX_CHARACTERS = 400000;
+let newest = []; // messages of this tab
 const read = (key) => { try { return JSON.parse(localStorage.getItem(key)); } catch { return null; } };
 const keys = () => Object.keys(localStorage).filter((key) => key.startsWith(PREFIX));
 const byAge = () => keys().map((key) => [key, (read(key) || {}).at || 0]).sort((a, b) => b[1] - a[1]).map(([key]) => key);
@@ -13,14 +14,20 @@ function ownKey() {
   return name;
 }
 
+const beginsWith = (messages, first) => messages.length >= first.length && JSON.stringify(messages.slice(0, first.length)) === JSON.stringify(first);
 function forget() {
+  for (const other of keys().filter((key) => key !== ownKey())) {
+    const kept = (read(other) || {}).messages;
+    if (!navigator.locks || !Array.isArray(kept) || !kept.length || !beginsWith(newest, kept)) continue;
+    navigator.locks.request(other, { ifAvailable: true }, (lock) => { if (lock) localStorage.removeItem(other); }).catch(() => {});
+  }
+  newest = [];
   localStorage.setItem(ownKey(), JSON.stringify({ at: Date.now(), messages: [] }));
-  const source = sessionStorage.getItem(BEGAN_WITH);
-  if (source && navigator.locks) navigator.locks.request(source, { ifAvailable: true }, (lock) => { if (lock) localStorage.removeItem(source); });
 }
 function keep({ messages, settings, isCut }) {
   if (!messages) return;
   if (!messages.length) { forget(); return; }
+  newest = messages;
   let kept = messages;
   while (kept.length > 2 && JSON.stringify(kept).length > MAX_CHARACTERS) kept = kept.slice(2);
   for (const old of byAge().filter((key) => key !== ownKey()).slice(MAX_KEPT - 1)) localStorage.removeItem(old);
@@ -40,7 +47,7 @@ try {
   if (!found) found = read((source = byAge()[0] || ""));
   if (navigator.locks) navigator.locks.request(ownKey(), () => new Promise(() => {})).catch(() => {});
   if (found && Array.isArray(found.messages) && found.messages.length) {
-    if (source !== ownKey()) sessionStorage.setItem(BEGAN_WITH, source);
+    newest = found.messages;
     trigger("restored", { messages: found.messages, settings: found.settings || {}, isCut: found.isCut === true && source === ownKey() });
   }
 } catch (error) { console.info("nothing is kept in this browser:", error.message); }

@@ -37,6 +37,7 @@ ENDINGS = {
 SHOWN_S, MARKDOWN_SHOWN_S, SHOWN_S_PER_CHARACTER = 1.0, 0.25, 0.5 / 10_000
 KEEP_S = 1.0  # how often, at the most, an answer that is being written is kept in the browser
 MEASURING = "Measuring what steps cost on this machine, once: the governor needs it. About ten seconds."
+FORGOTTEN: dict[str, Any] = {"messages": [], "settings": {}}  # what the browser is to keep of no conversation
 MAX_ENDED = 1000  # conversations that browsers may not have caught up with
 MAX_WORDS = 400  # characters of a refusal, which may quote what was typed
 NEVER_BEGUN = (gr.skip(), notice("done", "Stopped before it began."), gr.skip(), gr.skip(), gr.skip())
@@ -95,16 +96,19 @@ class Answering:
         if place is None or place.ticket != ticket or place.asked is None:
             yield NEVER_BEGUN
             return
-        messages = place.asked.messages
+        messages, held = place.asked.messages, place.asked.held
 
         def written() -> Any:
             """What was held back, too."""
             return shown([*messages, answered], place.as_markdown) if answered["content"] else gr.skip()
 
+        def kept() -> Any:
+            return kept_history([*messages, answered], held) if answered["content"] else gr.skip()
+
         try:
             yield from self._stream(session, place, place.asked, answered)
         except CutOffError as error:
-            yield written(), notice("error", str(error)), gr.skip(), gr.skip(), gr.skip()
+            yield written(), notice("error", str(error)), gr.skip(), gr.skip(), kept()
         except ValueError as error:
             # Nothing is lost: the message goes back to where it can be changed.
             back = messages[-1]["content"] if messages else gr.skip()
@@ -112,7 +116,7 @@ class Answering:
         except Exception as error:
             logging.exception("an answer failed")
             failed = f"The answer failed ({type(error).__name__}). What was written stays; retry, or ask again."
-            yield written(), notice("error", failed), gr.skip(), gr.skip(), gr.skip()
+            yield written(), notice("error", failed), gr.skip(), gr.skip(), kept()
         finally:
             if answered["content"]:
                 self._ended[session] = [*messages, answered]
@@ -133,7 +137,7 @@ class Answering:
         for steps in service.stream(session, ticket, kept, settings, tell=recording.steps.append):
             if not service.queue.expects(session, ticket):
                 if session not in service.queue.places:  # cleared: frames on their way have filled the chat again
-                    yield [], self._recorded, "", gr.skip(), gr.skip()
+                    yield [], self._recorded, "", gr.skip(), FORGOTTEN
                 return
             answered["content"] += "".join(step.text for step in steps)
             if steps[0].kind == "prefill" and settings.is_lossless and not steps[0].lossless:

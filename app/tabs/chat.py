@@ -17,7 +17,7 @@ from app.service import Service
 from app.settings import PRESETS, Settings, presets
 from app.stepping import MAX_TOGETHER
 from app.tabs import AT_ONCE, QUIET
-from app.tabs.answering import Answering, kept_history, refusal
+from app.tabs.answering import FORGOTTEN, Answering, kept_history, refusal
 from app.tabs.closer import Closer
 
 EXAMPLES = [
@@ -28,7 +28,6 @@ EXAMPLES = [
     "Who are you?",
 ]
 PLACEHOLDER = "**Ask the small model something.**\nIts answer streams here; how it is made, beside it."
-FORGOTTEN: dict[str, Any] = {"messages": [], "settings": {}}  # what the browser is to keep
 CUT = "The page lost its connection, or was left, in mid-answer. What was written is kept: Retry writes it anew."
 # A button that has gone takes the focus with it. Not where a keyboard would come up over the page.
 TO_PROMPT = "() => matchMedia('(pointer: fine)').matches && document.querySelector('#prompt textarea').focus()"

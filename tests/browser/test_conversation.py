@@ -107,6 +107,11 @@ def test_two_pages_of_one_visitor_take_nothing_from_each_other(visitor):
     expect(second.locator("#chat .user")).to_contain_text("12 + 30", timeout=LONG)
     second.get_by_label("Clear").click()
     expect(second.locator("#chat .user")).to_have_count(0, timeout=LONG)
+    second.wait_for_timeout(500)
+    visitor.reload(second)  # where nothing comes in its place, and the first tab's stays
+    expect(second.locator("#device")).to_contain_text("experts", timeout=LONG)
+    second.wait_for_timeout(1000)
+    assert second.locator("#chat .user").count() == 0
     second.fill("#prompt textarea", "Who are you?")
     second.press("#prompt textarea", "Enter")
     expect(second.locator("#chat .bot")).to_have_count(1, timeout=LONG)

@@ -111,7 +111,7 @@ def test_a_sweep_that_is_stopped_keeps_what_it_has_and_is_one_visitors_place(wat
     in_chat(page)
     watcher.ask("What is 2 + 3?")  # a visitor has one place
     watcher.wait("error")
-    expect(page.get_by_text("Your last answer is still being written").first).to_be_visible()
+    expect(page.get_by_text("Your comparison or sweep is still running").first).to_be_visible()
     page.get_by_role("tab", name="Frontier").click()
     page.click("#sweep-stop")
     expect(page.locator("#sweep-said p")).to_contain_text("Stopped.", timeout=LONG)

@@ -175,7 +175,7 @@ def test_one_group_can_be_measured_by_itself(engine, monkeypatch, capsys, option
     parser = argparse.ArgumentParser()
     methods_cli.add_arguments(parser)
     asked = parser.parse_args(["--json", "--limit", "3", "--floors", "0.7", *options])
-    asked.target, asked.profiles = EMBEDDED_TARGET, None
+    asked.target, asked.profiles, asked.revision = EMBEDDED_TARGET, None, None
     methods_cli.bench_methods(engine, EMBEDDED_TARGET, asked)
     record = json.loads(capsys.readouterr().out)
     assert [group["name"] for group in record["groups"]] == groups_measured

@@ -79,17 +79,18 @@ class Trap:
         return setattr, (Trap, "sprung", True)
 
 
-def test_a_repositorys_code_is_never_run_nor_asked_for(folder, monkeypatch):
+@pytest.mark.parametrize("kind", ["mine", "vit"])
+def test_a_repositorys_code_is_never_run_nor_asked_for(kind, folder, monkeypatch):
     """transformers would ask on the terminal: an answer typed for something else must not be taken for a yes."""
-    sprung = folder / "sprung"
+    sprung, mine = folder / "sprung", "configuration_mine.Mine"
     code = f"open({str(sprung)!r}, 'w')\nfrom transformers import PretrainedConfig as MineConfig\n"
     (folder / "configuration_mine.py").write_text(code)
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.MineConfig"}}
+    config |= {"model_type": kind, "auto_map": {"AutoConfig": f"{mine}Config", "AutoModelForCausalLM": f"{mine}Model"}}
     (folder / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
     for load in (Engine.from_pretrained, advise):
-        with pytest.raises(ValueError, match="could not be loaded"):
+        with pytest.raises(ValueError, match=r"could not be loaded|is no model|cannot be"):
             load(folder)
     assert not sprung.exists()
 
