@@ -28,8 +28,8 @@ def load_model(
 
     device "auto" is CUDA where there is one; the whole model goes to one device. dtype "auto" is fp32 on the CPU and
     the checkpoint's own elsewhere. `revision`: a branch, tag or commit of a hub id. What would not fit the device's
-    memory is refused before it is loaded. No code of a repository is run, nor is anybody
-    asked whether it may be; no pickle of one is unpacked.
+    memory is refused before it is loaded. No code of a repository is run, nor is anybody asked whether it may be, and
+    no pickle of one is unpacked.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

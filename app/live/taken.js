@@ -17,7 +17,7 @@ function showFieldsAsWritten() {
 }
 if (props.conversation) {
   document.addEventListener("click", ({ target }) => {
-    if (!target.closest(`#${props.conversation}`)) return;
+    if (!(target instanceof Element) || !target.closest(`#${props.conversation}`)) return;
     isTaking = true;
     setTimeout(() => { isTaking = false; showFieldsAsWritten(); });
   }, { capture: true });

@@ -46,6 +46,7 @@ def test_settings_are_what_the_engine_is_asked():
         ({"governor": "me"}, "governor='me' is not allowed: use fixed, evict"),
         ({"drafter": "gpt"}, "drafter='gpt'"),
         ({"method": "oea:k0=none"}, "oea"),
+        ({"method": "oea:k0=2", "governor": "utility:floor=0.7"}, "chooses a budget, and method=.oea:k0=2. is one"),
         ({"system": "x" * 5000}, "longer than 4000"),
         ({"temperature": None}, "temperature=None"),
         ({"seed": -1}, "seed=-1"),

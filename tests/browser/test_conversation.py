@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from tests.browser.flaky import flaky_connection
 from tests.browser.visitor import LONG, Visitor
+
+
+def two_tabs(visitor: Visitor) -> tuple[Page, Page]:
+    """One that has an answer, and one opened after it, which begins with a copy."""
+    first = visitor.page
+    visitor.ask("What is 12 + 30?")
+    visitor.wait("done")
+    first.wait_for_timeout(800)
+    second = first.context.new_page()
+    second.goto(visitor.address)
+    expect(second.locator("#chat .user")).to_contain_text("12 + 30", timeout=LONG)
+    return first, second
 
 
 def bots(visitor: Visitor):
@@ -78,13 +90,7 @@ def test_what_is_copied_and_what_is_changed_is_what_was_written(visitor):
 
 
 def test_a_deleted_conversation_is_gone_in_all_tabs_that_are_not_open(visitor):
-    first = visitor.page
-    visitor.ask("What is 12 + 30?")
-    visitor.wait("done")
-    first.wait_for_timeout(800)
-    second = first.context.new_page()
-    second.goto(visitor.address)
-    expect(second.locator("#chat .user")).to_contain_text("12 + 30", timeout=LONG)
+    first, second = two_tabs(visitor)
     first.goto("about:blank")
     second.get_by_label("Clear").click()
     expect(second.locator("#chat .user")).to_have_count(0, timeout=LONG)
@@ -98,13 +104,7 @@ def test_a_deleted_conversation_is_gone_in_all_tabs_that_are_not_open(visitor):
 
 
 def test_two_pages_of_one_visitor_take_nothing_from_each_other(visitor):
-    first = visitor.page
-    visitor.ask("What is 12 + 30?")
-    visitor.wait("done")
-    first.wait_for_timeout(800)
-    second = first.context.new_page()
-    second.goto(visitor.address)
-    expect(second.locator("#chat .user")).to_contain_text("12 + 30", timeout=LONG)
+    first, second = two_tabs(visitor)
     second.get_by_label("Clear").click()
     expect(second.locator("#chat .user")).to_have_count(0, timeout=LONG)
     second.wait_for_timeout(500)
